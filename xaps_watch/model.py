@@ -1,0 +1,51 @@
+"""The values that travel the straight line: mailbox → device → push → outcome. All frozen, checked at the edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class XapsError(Exception):
+    """The root of all exceptions of this package."""
+
+
+class ConfigError(XapsError):
+    """Something the admin has to mend: the message names the key, the file and the mend. Exit status 78."""
+
+
+def mask_token(token: str) -> str:
+    """A device token as it may appear in logs: enough to tell phones apart, too little to push with."""
+    return f"{token[:6]}…{token[-2:]}" if len(token) > 16 else "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """A mailbox that a device registered, by the UTF-8 name that the server echoed to it."""
+
+    name: str
+    path: str  # the directory that holds new/ and cur/; surrogate escapes stand for bytes that are not UTF-8
+
+    @property
+    def is_inbox(self) -> bool:
+        """INBOX is case-insensitive (RFC 9051, 5.1)."""
+        return self.name.upper() == "INBOX"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A phone's registration of one mail account."""
+
+    id: int
+    username: str
+    account_id: str
+    token: str = field(repr=False)
+    topic: str
+    version: int  # aps-version 1 knows only INBOX
+    registered_at: int  # unix time, ms
+    suspended: str | None = None
+    accepted_at: int | None = None  # unix time, ms, of Apple's last 200
+    outcome: str | None = None  # Apple's last answer
+
+    @property
+    def masked(self) -> str:
+        return mask_token(self.token)
