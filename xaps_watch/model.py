@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 class XapsError(Exception):
@@ -49,3 +50,55 @@ class Device:
     @property
     def masked(self) -> str:
         return mask_token(self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One wake-up of one phone: these mailboxes changed."""
+
+    device: Device
+    mailboxes: tuple[str, ...]  # names as echoed
+
+
+class Request(Enum):
+    """What becomes of a push request after its answer."""
+
+    DONE = "done"
+    DROP = "drop"
+    DEVICE_WAITS = "this device waits"
+    ALL_WAIT = "all pushes wait"
+    HOLD = "all pushes wait for the admin"
+    RENEW_TOKEN = "a new provider token, and once more"  # noqa: S105 (no password)
+
+
+class Registration(Enum):
+    """What becomes of the registration that a push went to."""
+
+    KEEP = "keep"
+    ACCEPTED = "note the time"
+    REMOVE = "remove, if it was not renewed since"
+    SUSPEND = "suspend until the phone registers again"
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What an answer means."""
+
+    request: Request
+    registration: Registration = Registration.KEEP
+    meaning: str = ""  # for people: cause and mend
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one push request."""
+
+    ruling: Ruling
+    status: int | None = None  # None: there was no answer
+    reason: str | None = None  # Apple's, or the error where there was no answer
+    apns_id: str | None = None
+    timestamp: int | None = None  # unix time, ms: when Apple last saw the token valid (410)
+    retry_after: float | None = None  # seconds
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.status, self.reason) if part is not None)
