@@ -1,0 +1,255 @@
+"""Keeps the service and the registry in step: tells what was registered, writes down what became of pushes.
+
+Two connections: one for the look-ups that each delivery needs, in the event loop, which never waits for a lock; one for
+all that may take long, in a thread of its own. Whatever is wrong with the file is told once, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from xaps_watch import registry
+from xaps_watch.logs import fields
+from xaps_watch.model import Device
+from xaps_watch.registry import Note, Registered, Registry, RegistryCorruptError, RegistryError, Subscriber, WriteNotice
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# A look at all paths takes about 2 s a million; it is needed only to find out which ones are gone.
+SWEEP_SHARE = 20  # spend at most a twentieth of the time on it
+# Unix time in ms: two phones' transactions may be committed in another order than they began.
+COMMITS_MAY_TAKE = 10_000
+# How often in a row SQLite has to call a file damaged before it is moved aside: it may be a restore in progress.
+CORRUPT_TRIES = 3
+
+
+class Listener(Protocol):
+    """Who wants to know what is registered."""
+
+    def registered(self, registrations: Sequence[Registered]) -> None:
+        """These mailboxes were registered, lately; some for the first time."""
+
+    def all_registered(self, paths: dict[str, int]) -> None:
+        """These are all there are, and when (unix time, ms) the first registration of each was made."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """The two connections to one file."""
+
+    lookup: Registry
+    store: Registry
+
+    def close(self) -> None:
+        for connection in (self.lookup, self.store):
+            with suppress(RegistryError):
+                connection.close()
+
+
+class Registrar:
+    """The service's side of the registry."""
+
+    def __init__(
+        self, path: Path, listener: Listener, *, time: Callable[[], float], monotonic: Callable[[], float]
+    ) -> None:
+        self.path = path
+        self.trouble: str | None = None  # what is wrong with the registry now
+        self._listener = listener
+        self._time = time
+        self._monotonic = monotonic
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        self._open: _Open | None = None
+        self._notice: WriteNotice | None = None
+        self._wake = asyncio.Event()
+        self._notes: dict[int, Note] = {}
+        self._settings: dict[str, str] = {}
+        self._stored: dict[str, str] = {}  # settings as they are in the file
+        self._newest = 0  # unix time, ms: of the newest registration seen
+        self._next_sweep = 0.0
+        self._sweep_wanted = False
+        self._corrupt_tries = 0
+
+    # --- in the event loop, for each delivery ------------------------------------------------------------------------
+
+    def subscribers(self, path: str) -> list[Subscriber]:
+        """The devices to be told of mail in this mailbox. Raises RegistryError: ask again later."""
+        return self._lookup().subscribers(path)
+
+    def device(self, device_id: int) -> tuple[Device | None, frozenset[str]]:
+        """The registration as it is now, with the names of its mailboxes. Raises RegistryError."""
+        lookup = self._lookup()
+        device = lookup.device(device_id)
+        names = frozenset(mailbox.name for mailbox in lookup.mailboxes(device_id)) if device else frozenset()
+        return device, names
+
+    def note(self, note: Note) -> None:
+        """To be written down soon. One a device: the newest counts, but for a removal or suspension before it."""
+        before = self._notes.get(note.device_id)
+        if before is None or not (before.remove or before.suspend) or note.resume or note.accepted_at:
+            self._notes[note.device_id] = note
+        if note.remove or note.suspend or note.resume:
+            self._wake.set()
+
+    def setting(self, name: str) -> str | None:
+        """As it was when the registry was opened, or as it was set since."""
+        return self._settings.get(name, self._stored.get(name))
+
+    def set(self, name: str, value: str) -> None:
+        """To be written down soon, if it isn't so already, and again into a registry that replaces this one."""
+        self._settings[name] = value
+
+    def wake(self) -> None:
+        """End wait()."""
+        self._wake.set()
+
+    def _lookup(self) -> Registry:
+        if self._open is None:
+            raise RegistryError(f"{self.path}: not open")
+        return self._open.lookup
+
+    # --- beside it ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the registry, made if it isn't there; a damaged one is moved aside. Raises RegistryError."""
+        for attempt in range(CORRUPT_TRIES):
+            try:
+                await self._in_thread(self._reopen)
+                break
+            except RegistryCorruptError as error:
+                self._tell(error)
+                if attempt == CORRUPT_TRIES - 1:
+                    await self._in_thread(self._move_aside)
+                else:
+                    await asyncio.sleep(1.0)
+        self.trouble = None
+        with suppress(RegistryError):  # then wait() ends by its timeout alone
+            self._notice = WriteNotice(self.path, self._wake.set)
+
+    async def close(self) -> None:
+        """Write down what is still to be written; give up after that."""
+        if self._notice is not None:
+            self._notice.close()
+        try:
+            await self._write()
+        except RegistryError as error:
+            log.error("registry could not be written before the stop %s", fields(error=error))
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        self._thread.shutdown()
+
+    async def wait(self, seconds: float) -> None:
+        """Until somebody wrote to the registry or there is something urgent to write; at most so long."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds if self._notice else min(seconds, 1.0))
+
+    async def step(self) -> None:
+        """Read what others wrote, write down what is to be written. Trouble with the file is told, once, and kept."""
+        self._wake.clear()
+        try:
+            if self._open is None or self._open.store.replaced():
+                await self._in_thread(self._reopen)
+                log.warning("registry opened anew %s", fields(path=self.path))
+            await self._write()
+            await self._read()
+        except RegistryCorruptError as error:
+            self._tell(error)
+            self._corrupt_tries += 1
+            if self._corrupt_tries >= CORRUPT_TRIES:
+                await self._in_thread(self._move_aside)
+        except RegistryError as error:
+            self._tell(error)
+        else:
+            self._corrupt_tries = 0
+            if self.trouble is not None:
+                log.warning("registry usable again %s", fields(path=self.path))
+                self.trouble = None
+
+    async def in_store(self, work: Callable[[Registry], _T]) -> _T:
+        """Have something done with the registry that may take long. Raises RegistryError."""
+        return await self._in_thread(lambda: work(self._store()))
+
+    async def _read(self) -> None:
+        registrations = await self._in_thread(self._changes)
+        if registrations is not None:
+            self._listener.registered(registrations)
+            self._sweep_wanted = True
+        if self._sweep_wanted and self._monotonic() >= self._next_sweep:
+            started = self._monotonic()
+            paths = await self._in_thread(lambda: self._store().paths())
+            self._listener.all_registered(paths)
+            self._sweep_wanted = False
+            self._next_sweep = started + SWEEP_SHARE * (self._monotonic() - started)
+
+    async def _write(self) -> None:
+        notes, self._notes = self._notes, {}
+        settings = {name: value for name, value in self._settings.items() if self._stored.get(name) != value}
+        if not notes and not settings:
+            return
+        try:
+            await self._in_thread(lambda: self._store().write(notes.values(), settings.items()))
+        except RegistryError:
+            self._notes = {**notes, **self._notes}
+            raise
+        self._stored.update(settings)
+
+    def _tell(self, error: RegistryError) -> None:
+        if self.trouble != str(error):
+            log.error("registry can't be used, what is to be read or written there waits %s", fields(error=error))
+            self.trouble = str(error)
+
+    # --- in the thread -----------------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _store(self) -> Registry:
+        if self._open is None:
+            raise RegistryError(f"{self.path}: not open")
+        return self._open.store
+
+    def _reopen(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        if registry.create(self.path):
+            log.info("registry created %s", fields(path=self.path))
+        store = Registry(self.path)
+        try:
+            self._stored = dict(store.settings())
+            self._open = _Open(lookup=Registry(self.path, busy_timeout=0.0), store=store)
+        except RegistryError:
+            store.close()
+            raise
+        self._newest = store.newest()
+        self._sweep_wanted, self._next_sweep = True, 0.0
+
+    def _changes(self) -> list[Registered] | None:
+        store = self._store()
+        if not store.changed():
+            return None
+        since = min(self._newest, int(self._time() * 1000)) - COMMITS_MAY_TAKE
+        registrations = store.registered_since(since)
+        self._newest = max([self._newest, *(registered.registered_at for registered in registrations)])
+        return registrations
+
+    def _move_aside(self) -> None:
+        """Keep the damaged file for the admin, and begin a new one: the phones register again within a day."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        kept = registry.move_aside(self.path, datetime.now(timezone.utc))
+        log.critical(
+            "registry was damaged and moved aside; phones register again within a day %s", fields(kept=kept)
+        )
+        self._reopen()

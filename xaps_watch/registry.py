@@ -1,0 +1,416 @@
+"""The registry: the SQLite file shared with the Dovecot plugin. The only module that speaks SQL.
+
+SQLite's own exceptions become RegistryError here, and go no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+import pyinotify
+
+from xaps_watch.model import Device, Mailbox, XapsError
+
+SCHEMA_VERSION = 1
+DIRECTORY_MODE = 0o2770  # setgid: -wal and -shm must get the group, whichever user's imap process makes them
+FILE_MODE = 0o660
+
+BUSY_TIMEOUT = 5.0  # seconds; the plugin's transactions take milliseconds
+
+OTHER_TOPIC = "registered for another topic; the phone learns the new one when it renews"
+"""The reason of a suspension."""
+
+# What SQLite says of a file that is not, or no longer, a database (SQLITE_CORRUPT, SQLITE_NOTADB). Messages, since
+# Python tells the result code only from 3.11 on.
+_CORRUPT = ("malformed", "not a database")
+_MENDS = {
+    "locked": "another program holds it; it is tried again",
+    "readonly": "the service's user must own it or be in its group, and the file system must be writable",
+    "full": "make room on the disk",
+    "unable to open": "check that the directory is there and that the service's user may write to it",
+}
+
+_DEVICE_COLUMNS = (
+    "device.id, username, account_id, device_token, topic, version, registered_at, suspended, accepted_at, outcome"
+)
+
+
+class RegistryError(XapsError):
+    """The registry can't be used now: the message names the file and the mend. It may be usable again later."""
+
+
+class RegistryCorruptError(RegistryError):
+    """The file is damaged, or no database: only replacing it helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A device that wants to know of mail in a mailbox."""
+
+    device_id: int
+    mailbox: str  # its name, as echoed
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A mailbox of a registration made lately."""
+
+    path: str
+    registered_at: int  # unix time, ms
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What an outcome means for the registration of a device, to be written down."""
+
+    device_id: int
+    outcome: str
+    registered_at: int  # of the registration that was pushed to: a newer one is left alone
+    accepted_at: int | None = None  # unix time, ms, of a 200
+    suspend: str | None = None  # why
+    resume: bool = False  # take a suspension back
+    remove: bool = False
+
+
+def create(path: Path) -> bool:
+    """Make the file and its schema if it isn't there; True if it was made. Raises RegistryError."""
+    try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(DIRECTORY_MODE)  # mkdir's own mode is subject to the umask
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE))
+        path.chmod(FILE_MODE)
+    except FileExistsError:
+        made = False
+    except OSError as error:
+        raise RegistryError(f"{path}: cannot be created: {error.strerror}") from error
+    else:
+        made = True
+    with _translated(path):
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            # An empty file is what a crash between the two steps leaves behind.
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                schema = resources.files("xaps_watch").joinpath("schema.sql").read_text(encoding="utf-8")
+                for statement in _statements(schema):
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+    return made
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of an SQL script, one by one: executescript() would commit the transaction that holds them."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def move_aside(path: Path, now: datetime) -> Path:
+    """Rename a damaged registry, with what belongs to it; its new name. Raises RegistryError."""
+    kept = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S}")
+    try:
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
+    except OSError as error:
+        raise RegistryError(f"{path}: damaged, and cannot be renamed: {error.strerror}") from error
+    return kept
+
+
+class Registry:
+    """One connection to the registry, for one thread at a time. All methods raise RegistryError."""
+
+    def __init__(self, path: Path, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
+        """`busy_timeout`: seconds to wait for another's lock. A reader never needs one, but while SQLite recovers."""
+        self.path = path
+        with _translated(path):
+            if not path.exists():
+                raise RegistryError(f"{path}: not there; the service makes it at its start")
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=busy_timeout,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                # Paths and names may hold bytes that aren't UTF-8.
+                self._db.text_factory = os.fsdecode
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                found = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if found != SCHEMA_VERSION:
+                    raise RegistryError(
+                        f"{path}: has schema version {found}, this program knows {SCHEMA_VERSION};"
+                        " install plugin and daemon of one release"
+                    )
+                self._identity = _identity(path)
+                self._data_version = -1
+            except BaseException:
+                self._db.close()
+                raise
+
+    def close(self) -> None:
+        with _translated(self.path):
+            self._db.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what others wrote -------------------------------------------------------------------------------------------
+
+    def replaced(self) -> bool:
+        """Whether the file was removed or replaced, so that this connection speaks to one that nobody else sees."""
+        return _identity(self.path) != self._identity
+
+    def changed(self) -> bool:
+        """Whether another connection has written since the last call; True at the first call."""
+        with _translated(self.path):
+            version = self._db.execute("PRAGMA data_version").fetchone()[0]
+        changed: bool = version != self._data_version
+        self._data_version = version
+        return changed
+
+    def registered_since(self, since: int) -> list[Registered]:
+        """The mailboxes of all registrations made at or after `since` (unix time, ms)."""
+        rows = self._rows(
+            "SELECT path, registered_at FROM device JOIN mailbox ON device_id = device.id WHERE registered_at >= ?",
+            since,
+        )
+        return [Registered(*row) for row in rows]
+
+    def newest(self) -> int:
+        """When (unix time, ms) the newest registration was made; 0 while there is none."""
+        ((newest,),) = self._rows("SELECT coalesce(max(registered_at), 0) FROM device")
+        return int(newest)
+
+    def paths(self) -> dict[str, int]:
+        """The directories of all registered mailboxes, and when the first of those registrations was made (ms)."""
+        return dict(
+            self._rows(
+                "SELECT path, min(registered_at) FROM mailbox JOIN device ON device.id = device_id GROUP BY path"
+            )
+        )
+
+    # --- who is to be pushed to --------------------------------------------------------------------------------------
+
+    def subscribers(self, path: str) -> list[Subscriber]:
+        """The devices that registered the mailbox in this directory, and are not suspended."""
+        rows = self._rows(
+            "SELECT device_id, name FROM mailbox JOIN device ON device.id = device_id"
+            " WHERE path = CAST(? AS TEXT) AND suspended IS NULL",
+            os.fsencode(path),
+        )
+        return [Subscriber(*row) for row in rows]
+
+    def device(self, device_id: int) -> Device | None:
+        rows = self._rows(f"SELECT {_DEVICE_COLUMNS} FROM device WHERE id = ?", device_id)
+        return next((Device(*row) for row in rows), None)
+
+    def mailboxes(self, device_id: int) -> list[Mailbox]:
+        rows = self._rows("SELECT name, path FROM mailbox WHERE device_id = ? ORDER BY name", device_id)
+        return [Mailbox(*row) for row in rows]
+
+    def devices(self, username: str | None = None) -> list[Device]:
+        rows = self._rows(
+            f"SELECT {_DEVICE_COLUMNS} FROM device WHERE username = ?1 OR ?1 IS NULL"
+            " ORDER BY username, registered_at",
+            username,
+        )
+        return [Device(*row) for row in rows]
+
+    # --- what the daemon writes down ---------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, str]:
+        return dict(self._rows("SELECT name, value FROM setting"))
+
+    def write(self, notes: Iterable[Note] = (), settings: Iterable[tuple[str, str]] = ()) -> list[int]:
+        """Write all of it down in one transaction. Returns the ids of the devices removed."""
+        removed = []
+        with self._transaction():
+            for note in notes:
+                if note.remove:
+                    done = self._db.execute(
+                        "DELETE FROM device WHERE id = ? AND registered_at <= ?", (note.device_id, note.registered_at)
+                    )
+                    if done.rowcount:
+                        removed.append(note.device_id)
+                    continue
+                self._db.execute(
+                    "UPDATE device SET outcome = ?2, accepted_at = coalesce(?3, accepted_at),"
+                    " suspended = CASE WHEN ?6 THEN NULL WHEN registered_at <= ?4 THEN coalesce(?5, suspended)"
+                    " ELSE suspended END WHERE id = ?1",
+                    (
+                        note.device_id,
+                        note.outcome,
+                        note.accepted_at,
+                        note.registered_at,
+                        note.suspend,
+                        note.resume,
+                    ),
+                )
+            self._db.executemany(
+                "INSERT INTO setting VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                settings,
+            )
+        return removed
+
+    def follow_topics(self, topics: Sequence[str]) -> tuple[int, int]:
+        """Suspend the registrations made for other topics, until the phones renew them; resume those that fit again.
+
+        Returns how many were suspended and how many resumed.
+        """
+        with self._transaction():
+            suspended = self._db.execute(
+                "UPDATE device SET suspended = ?2"
+                " WHERE topic NOT IN (SELECT value FROM json_each(?1)) AND suspended IS NULL",
+                (json.dumps(topics), OTHER_TOPIC),
+            ).rowcount
+            resumed = self._db.execute(
+                "UPDATE device SET suspended = NULL"
+                " WHERE topic IN (SELECT value FROM json_each(?1)) AND suspended = ?2",
+                (json.dumps(topics), OTHER_TOPIC),
+            ).rowcount
+        return suspended, resumed
+
+    def expire(self, before: int) -> list[Device]:
+        """Remove and return the registrations last renewed before `before` (unix time, ms)."""
+        with self._transaction():
+            rows = self._db.execute(
+                f"SELECT {_DEVICE_COLUMNS} FROM device WHERE registered_at < ?",
+                (before,),
+            ).fetchall()
+            self._db.execute("DELETE FROM device WHERE registered_at < ?", (before,))
+        return [Device(*row) for row in rows]
+
+    def forget(self, device_ids: Iterable[int]) -> int:
+        """Remove these registrations; how many there were."""
+        with self._transaction():
+            return sum(self._db.execute("DELETE FROM device WHERE id = ?", (i,)).rowcount for i in device_ids)
+
+    def register(
+        self,
+        username: str,
+        account_id: str,
+        token: str,
+        mailboxes: Iterable[Mailbox],
+        *,
+        topic: str,
+        now: int,
+        subtopic: str = "com.apple.mobilemail",
+    ) -> int:
+        """Record a registration as the plugin does (for the demo, and for imports from other programs); its id."""
+        with self._transaction():
+            ((device_id,),) = self._db.execute(
+                "INSERT INTO device (username, account_id, device_token, subtopic, topic, version, registered_at)"
+                " VALUES (?, ?, ?, ?, ?, 2, ?)"
+                " ON CONFLICT (username, account_id, device_token) DO UPDATE SET subtopic = excluded.subtopic,"
+                " topic = excluded.topic, version = 2, registered_at = excluded.registered_at, suspended = NULL"
+                " RETURNING id",
+                (username, account_id.upper(), token.lower(), subtopic, topic, now),
+            ).fetchall()
+            self._db.execute("DELETE FROM mailbox WHERE device_id = ?", (device_id,))
+            self._db.executemany(
+                "INSERT INTO mailbox VALUES (?, ?, CAST(? AS TEXT))",
+                [(device_id, mailbox.name, os.fsencode(mailbox.path)) for mailbox in mailboxes],
+            )
+        return int(device_id)
+
+    # --- how it is done ----------------------------------------------------------------------------------------------
+
+    def _rows(self, sql: str, *parameters: object) -> list[tuple]:  # type: ignore[type-arg]
+        with _translated(self.path):
+            return self._db.execute(sql, parameters).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _translated(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        message = str(error)
+        if any(sign in message for sign in _CORRUPT):
+            raise RegistryCorruptError(f"{path}: {message}") from error
+        mend = next((mend for sign, mend in _MENDS.items() if sign in message), None)
+        raise RegistryError(f"{path}: {message}" + (f"; {mend}" if mend else "")) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class WriteNotice:
+    """Calls `on_write` (in the running loop) soon after any process wrote to the registry, or replaced it.
+
+    inotify on its directory: commits are write()s to the -wal file. Nothing is done while nobody writes.
+    Raises RegistryError where inotify can't be had.
+    """
+
+    # Several writes come with one commit; phones register one mailbox list at a time.
+    GATHER = 0.02  # seconds
+
+    def __init__(self, path: Path, on_write: Callable[[], None]) -> None:
+        self._on_write = on_write
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        try:
+            self._manager = pyinotify.WatchManager()
+        except OSError as error:
+            raise RegistryError(f"{path}: no inotify: {error}; raise fs.inotify.max_user_instances") from error
+        mask = pyinotify.IN_MODIFY | pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO | pyinotify.IN_DELETE
+        if self._manager.add_watch(str(path.parent), mask)[str(path.parent)] < 0:
+            self._manager.close()
+            raise RegistryError(f"{path.parent}: can't be watched; raise fs.inotify.max_user_watches")
+        os.set_blocking(self._manager.get_fd(), False)
+        self._loop.add_reader(self._manager.get_fd(), self._readable)
+
+    def _readable(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._manager.get_fd(), 65536)  # whichever file it was: a look at the registry costs less
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.GATHER, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._on_write()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._manager.get_fd())
+        self._manager.close()
