@@ -1,0 +1,157 @@
+"""The daemon's life: start and stop in order, signals, reload, and what systemd is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import sdnotify
+
+from xaps_watch import config as configuration
+from xaps_watch.apns import Apns
+from xaps_watch.config import Config
+from xaps_watch.credentials import Credentials
+from xaps_watch.keeper import Keeper
+from xaps_watch.logs import fields
+from xaps_watch.model import ConfigError
+from xaps_watch.service import Service
+from xaps_watch.status import StatusServer, summary
+
+log = logging.getLogger(__name__)
+
+STEP = 2.0  # seconds between two looks at what is due now and then
+STOP_GRACE = 4.0  # seconds for what is pending at the stop
+
+
+class Daemon:
+    """Everything that runs between READY=1 and STOPPING=1."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.keeper = Keeper(config, time=time.time, monotonic=time.monotonic)
+        self.service = Service(config)
+        self._status = StatusServer(config.status.socket, self.service, self.keeper)
+        self._systemd = sdnotify.SystemdNotifier()
+        self._apns: Apns | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._stop = False
+        self._reload = False
+        self._told: str | None = None
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises XapsError if the start fails."""
+        loop = asyncio.get_running_loop()
+        for number, handler in self._signals().items():
+            loop.add_signal_handler(number, handler)
+        try:
+            await self._start()
+            log.info("ready %s", fields(**summary(self.service, self.keeper)))
+            self._tell("READY=1")
+            while not self._stop:
+                await self.service.registrar.wait(STEP)
+                await self._step()
+            log.info("stopping %s", fields(pending=len(self.service.coalescer)))
+            self._tell("STOPPING=1")
+        finally:
+            for number in self._signals():
+                loop.remove_signal_handler(number)
+        await self._shut_down()
+
+    def _signals(self) -> dict[signal.Signals, Callable[[], None]]:
+        return {
+            signal.SIGTERM: self._asked_to_stop,
+            signal.SIGINT: self._asked_to_stop,
+            signal.SIGHUP: self._asked_to_reload,
+        }
+
+    def _asked_to_stop(self) -> None:
+        self._stop = True
+        self.service.registrar.wake()
+
+    def _asked_to_reload(self) -> None:
+        self._reload = True
+        self.service.registrar.wake()
+
+    async def _start(self) -> None:
+        credentials = self.keeper.start()
+        await self.service.start()
+        await self._take_up(credentials)
+        await self._status.start()
+
+    async def _step(self) -> None:
+        if self._reload:
+            self._reload = False
+            await self._reread()
+        elif (renewed := self.keeper.renewed()) is not None:
+            await self._take_up(renewed)
+        self.keeper.warn()
+        await self.service.step()
+        # Fed only here, by real progress of the loop and of the thread at the registry.
+        self._systemd.notify("WATCHDOG=1")
+        self._tell(f"STATUS={fields(**summary(self.service, self.keeper))}")
+
+    async def _reread(self) -> None:
+        """SIGHUP: read the configuration and the credentials again; what can't be used changes nothing."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = configuration.load(self.config.source)
+        except ConfigError as error:
+            log.error("configuration not reloaded %s", fields(why=error))
+        else:
+            if (config.registry, config.watch, config.status, config.metrics, config.push.sync_changes) != (
+                self.config.registry, self.config.watch, self.config.status, self.config.metrics,
+                self.config.push.sync_changes,
+            ):  # fmt: skip
+                log.warning("some changes need a restart %s", fields(sections="registry, watch, status, metrics, push"))
+            self.config = config
+            self.service.reconfigure(config.push)
+            if (renewed := self.keeper.configure(config)) is not None:
+                await self._take_up(renewed)
+            log.info("configuration reloaded")
+        self._tell("READY=1")
+
+    async def _take_up(self, credentials: Credentials | None) -> None:
+        """Push with these from now on, and let the plugin tell their topic to the phones."""
+        before, self._apns = self._apns, None
+        if credentials is not None:
+            apns = self.config.apns
+            self._apns = Apns(
+                apns.push_url,
+                credentials,
+                ca_file=apns.ca_file,
+                time=time.time,
+                priority=apns.priority,
+                timeout=apns.timeout,
+            )
+        await self.service.use(self._apns, credentials.topics if credentials is not None else ())
+        if before is not None:
+            # What is in flight on the old connection may still be answered.
+            task = asyncio.create_task(before.aclose())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _shut_down(self) -> None:
+        await self._status.stop()
+        await self.service.stop(STOP_GRACE)
+        if self._apns is not None:
+            await self._apns.aclose()
+        for task in self._retiring:
+            task.cancel()
+        log.info("stopped")
+
+    def _tell(self, state: str) -> None:
+        """Tell systemd (sd_notify(3)) what is new."""
+        if state != self._told:
+            self._systemd.notify(state)
+            self._told = state
+
+
+def run(config: Config) -> None:
+    """Run the daemon in the foreground. Raises XapsError if it can't start."""
+    os.umask(0o007)  # the registry belongs to the group; nothing is for others
+    daemon = Daemon(config)
+    asyncio.run(daemon.run())
