@@ -1,0 +1,154 @@
+"""The watcher on real directories with real inotify."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+
+import pytest
+
+from xaps_watch.watcher import Pace, Watcher
+
+FAST = Pace(verify_interval=0.1, retry_first=0.01, retry_last=0.1)
+
+
+class Deliveries:
+    """Collects what the watcher reports."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, paths: Collection[str]) -> None:
+        self.paths += paths
+        self._news.set()
+
+    async def expect(self, *paths: Path) -> None:
+        """Wait until each of `paths` has been reported, and see that nothing else was."""
+        wanted = {str(path) for path in paths}
+        while not wanted <= set(self.paths):
+            self._news.clear()
+            await asyncio.wait_for(self._news.wait(), 10)
+        assert set(self.paths) == wanted
+        self.paths.clear()
+
+
+def make_mailbox(path: Path) -> Path:
+    for name in ("cur", "new", "tmp"):
+        (path / name).mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Path:
+    return make_mailbox(tmp_path / "Maildir")
+
+
+@pytest.fixture
+def deliveries() -> Deliveries:
+    return Deliveries()
+
+
+@pytest.fixture
+async def watcher(deliveries: Deliveries) -> AsyncIterator[Watcher]:
+    watcher = Watcher(deliveries, pace=FAST)
+    watcher.start()
+    yield watcher
+    watcher.close()
+
+
+def by_rename(box: Path, name: str = "1.M1P1.host") -> None:
+    (box / "tmp" / name).write_text("mail")
+    (box / "tmp" / name).rename(box / "new" / name)
+
+
+def by_link(box: Path, name: str = "2.M1P1.host") -> None:
+    (box / "tmp" / name).write_text("mail")
+    (box / "new" / name).hardlink_to(box / "tmp" / name)
+    (box / "tmp" / name).unlink()
+
+
+def by_slow_write(box: Path, name: str = "3.M1P1.host") -> None:
+    with (box / "new" / name).open("w") as file:
+        file.write("mail")
+
+
+FORMS = (by_rename, by_link, by_slow_write)
+
+
+@pytest.mark.parametrize("deliver", FORMS)
+async def test_delivery(
+    watcher: Watcher, deliveries: Deliveries, box: Path, deliver: Callable[[Path], None]
+) -> None:
+    watcher.watch(str(box), time.time())
+    await watcher.settled()
+    deliver(box)
+    await deliveries.expect(box)
+
+
+async def test_no_deliveries(watcher: Watcher, deliveries: Deliveries, box: Path, tmp_path: Path) -> None:
+    (box / "new" / "a").write_text("mail")
+    os.utime(box / "new" / "a")
+    watcher.watch(str(box), time.time() + 60)
+    await watcher.settled()
+    (box / "new" / "a").rename(box / "new" / "a,U=1")
+    (box / "new" / ".dot").write_text("not mail")
+    (box / "new" / "a,U=1").rename(box / "cur" / "a,U=1:2,")
+    (box / "new" / "directory").mkdir()
+    other = make_mailbox(tmp_path / "Other")
+    watcher.watch(str(other), time.time())
+    await watcher.settled()
+    by_rename(other)
+    await deliveries.expect(other)
+
+
+async def test_mail_older_than_the_watch(watcher: Watcher, deliveries: Deliveries, box: Path) -> None:
+    by_rename(box)
+    watcher.watch(str(box), time.time() - 1)
+    await deliveries.expect(box)
+
+
+async def test_unwatch(watcher: Watcher, deliveries: Deliveries, box: Path, tmp_path: Path) -> None:
+    other = make_mailbox(tmp_path / "Other")
+    for path in (box, other):
+        watcher.watch(str(path), time.time())
+    await watcher.settled()
+    watcher.unwatch(str(box))
+    by_rename(box)
+    by_rename(other)
+    await deliveries.expect(other)
+
+
+async def test_two_paths(watcher: Watcher, deliveries: Deliveries, box: Path, tmp_path: Path) -> None:
+    alias = tmp_path / "Alias"
+    alias.symlink_to(box)
+    for path in (box, alias):
+        watcher.watch(str(path), time.time())
+    await watcher.settled()
+    by_rename(box)
+    await deliveries.expect(box, alias)
+    watcher.unwatch(str(box))
+    by_link(box)
+    await deliveries.expect(alias)
+
+
+async def test_new_folder_missing_at_first(watcher: Watcher, deliveries: Deliveries, tmp_path: Path) -> None:
+    box = tmp_path / "Maildir"
+    watcher.watch(str(box), time.time())
+    await watcher.settled()
+    make_mailbox(box)
+    by_rename(box)
+    await deliveries.expect(box)
+
+
+async def test_removed_and_recreated(watcher: Watcher, deliveries: Deliveries, box: Path) -> None:
+    watcher.watch(str(box), time.time())
+    await watcher.settled()
+    shutil.rmtree(box)
+    make_mailbox(box)
+    by_link(box)
+    await deliveries.expect(box)

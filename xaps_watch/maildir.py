@@ -1,0 +1,249 @@
+"""What happens in a Maildir, and what it means: a delivery, a change or nothing. Pure: fed with bytes and times.
+
+A Maildir has two directories that matter here. Delivery agents put mail into ``new/``; an IMAP session that selects the
+mailbox moves it on to ``cur/``, where the file name tells its flags (``…:2,FS``: flagged, seen; https://cr.yp.to/proto/maildir.html).
+Each agent does it in its own way, so the rules stand in a table, with the agents that they are there for.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# <sys/inotify.h>, inotify(7)
+IN_CLOSE_WRITE = 0x0008
+IN_MOVED_FROM = 0x0040
+IN_MOVED_TO = 0x0080
+IN_CREATE = 0x0100
+IN_DELETE = 0x0200
+IN_MOVE_SELF = 0x0800
+IN_UNMOUNT = 0x2000
+IN_Q_OVERFLOW = 0x4000
+IN_IGNORED = 0x8000
+IN_ONLYDIR = 0x01000000
+IN_ISDIR = 0x40000000
+
+# What a watch asks for. IN_IGNORED (removed, unmounted) and IN_Q_OVERFLOW come unasked.
+MAIL_MASK = IN_CREATE | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR
+CHANGE_MASK = MAIL_MASK | IN_DELETE
+
+EVENT_HEADER = struct.Struct("iIII")  # wd, mask, cookie, length of the name with its padding
+LARGEST_EVENT = EVENT_HEADER.size + 256  # NAME_MAX + 1, as inotify pads it
+
+# How many renames whose other half hasn't been seen are remembered; the halves lie a few events apart.
+_RENAMES_KEPT = 512
+# How many files in the making are remembered.
+_WRITERS_KEPT = 1024
+
+
+class Where(enum.Enum):
+    """The directory in which an event happened."""
+
+    NEW = "new/"
+    CUR = "cur/"
+
+
+class Origin(enum.Enum):
+    """Where a renamed file was before."""
+
+    ELSEWHERE = "elsewhere"  # tmp/, another mailbox: any directory but the two of this mailbox
+    NEW = "its own new/"
+    CUR = "its own cur/"
+    DOTFILE = "a name with a dot in front, in the same directory"
+
+
+class Verdict(enum.Enum):
+    """What an event means for the mailbox."""
+
+    MAIL = "new mail"
+    CHANGE = "a change made elsewhere"
+    NOTHING = "nothing"
+    LOOK = "new mail if the file is complete; else wait for its writer"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row: what happened, to a file with or without the flag S, and what it means."""
+
+    where: Where
+    event: int
+    origin: Origin | None
+    unseen: Verdict
+    seen: Verdict
+    reason: str
+
+
+_NEW, _CUR = Where.NEW, Where.CUR
+_MAIL, _CHANGE, _NOTHING, _LOOK = Verdict.MAIL, Verdict.CHANGE, Verdict.NOTHING, Verdict.LOOK
+
+# fmt: off
+RULES = (
+    Rule(_NEW, IN_MOVED_TO, Origin.ELSEWHERE, _MAIL, _MAIL, "dovecot-lda, LMTP, Exim, OpenSMTPD, mbsync: from tmp/"),
+    Rule(_NEW, IN_MOVED_TO, Origin.NEW, _NOTHING, _NOTHING, "mbsync assigning UIDs, offlineimap: a new name"),
+    Rule(_NEW, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _MAIL, "rsync: writes .name.XXXXXX beside the final name"),
+    Rule(_NEW, IN_MOVED_TO, Origin.CUR, _CHANGE, _CHANGE, "mutt: a read mail set back to new"),
+    Rule(_NEW, IN_CREATE, None, _LOOK, _LOOK, "Postfix, maildrop, procmail, qmail, fdm, getmail: link()"),
+    Rule(_NEW, IN_CLOSE_WRITE, None, _MAIL, _MAIL, "cp, rsync --inplace, mv between filesystems: written in place"),
+    Rule(_NEW, IN_DELETE, None, _CHANGE, _CHANGE, "a POP3 server or a script removing unread mail"),
+    Rule(_CUR, IN_MOVED_TO, Origin.ELSEWHERE, _MAIL, _CHANGE, "Sieve's addflag, IMAP APPEND and COPY with flags"),
+    Rule(_CUR, IN_MOVED_TO, Origin.NEW, _NOTHING, _CHANGE, "a session selecting the mailbox; seen: reading at once"),
+    Rule(_CUR, IN_MOVED_TO, Origin.CUR, _CHANGE, _CHANGE, "any client changing flags"),
+    Rule(_CUR, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _CHANGE, "rsync of a whole Maildir"),
+    Rule(_CUR, IN_CREATE, None, _LOOK, _CHANGE, "Dovecot copying between mailboxes by link(); cp"),
+    Rule(_CUR, IN_CLOSE_WRITE, None, _MAIL, _CHANGE, "cp, rsync --inplace"),
+    Rule(_CUR, IN_DELETE, None, _CHANGE, _CHANGE, "any client expunging"),
+)
+# fmt: on
+
+_TABLE = {(rule.where, rule.event, rule.origin): (rule.unseen, rule.seen) for rule in RULES}
+
+
+def is_mail_name(name: bytes) -> bool:
+    """Names that begin with a dot are not mail (maildir(5)): Dovecot's and rsync's temporary files, .nfsXXXX."""
+    return not name.startswith(b".")
+
+
+def is_unseen(name: bytes) -> bool:
+    """Whether the flags in the name leave the mail worth a push: not seen (S), a draft (D) or deleted (T).
+
+    They follow ``:2,``; where a colon can't be in a file name, agents write ``;2,`` or ``!2,``.
+    """
+    at = name.rfind(b"2,")
+    if at < 1 or name[at - 1] not in b":;!":
+        return True
+    return not any(flag in b"SDT" for flag in name[at + 2 :])
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one read of the kernel's queue said, by watch descriptor."""
+
+    mail: set[int] = field(default_factory=set)
+    changed: set[int] = field(default_factory=set)
+    ignored: list[int] = field(default_factory=list)  # the kernel dropped the watch: removed or unmounted
+    moved: list[int] = field(default_factory=list)  # the watched directory itself was renamed
+    directories: set[tuple[int, bytes]] = field(default_factory=set)  # appeared in the directory wd
+    overflow: bool = False  # events were lost
+    count: int = 0
+
+
+class EventReader:
+    """Reads the kernel's events and tells deliveries from everything else.
+
+    `is_complete(wd, name)` says whether a file that was just created has bytes, a second link, or is gone already
+    (an IMAP session took it): all of these are mail. An empty one is still being written.
+    """
+
+    def __init__(self, is_complete: Callable[[int, bytes], bool]) -> None:
+        self._is_complete = is_complete
+        self.own_new: dict[int, int] = {}  # descriptor of a cur/ → that of the new/ of the same mailbox
+        # Renames whose second half is still to come, by cookie, in two generations so that old ones fall out.
+        self._renames: dict[int, tuple[int, bytes]] = {}
+        self._older_renames: dict[int, tuple[int, bytes]] = {}
+        self._writing: dict[tuple[int, bytes], float] = {}
+
+    @property
+    def writing_since(self) -> float | None:
+        """When the first of the files appeared that are still being written."""
+        return next(iter(self._writing.values()), None)
+
+    def feed(self, data: bytes, now: float) -> Batch:
+        """Read what one read(2) gave: whole events only, inotify(7). `now` goes into `writing_since`."""
+        batch = Batch()
+        mail, own_new, unpack = batch.mail, self.own_new, EVENT_HEADER.unpack_from
+        position, end, count = 0, len(data), 0
+        while position < end:
+            wd, mask, cookie, length = unpack(data, position)
+            start = position + 16
+            position = start + length
+            count += 1
+            if wd in mail and mask in _TELLS_NO_MORE and not self._writing and not self._renames and wd not in own_new:
+                continue
+            self._event(batch, wd, mask, cookie, data[start:position].rstrip(b"\0"), now)
+        batch.count = count
+        return batch
+
+    def moved_away(self) -> set[int]:
+        """Directories that files were renamed out of, to where no watch is. To be asked when the queue was drained."""
+        gone = {wd for wd, name in self._older_renames.values()}
+        self._older_renames, self._renames = self._renames, {}
+        return gone
+
+    def forget(self, wd: int) -> None:
+        """The directory is no longer watched."""
+        self.own_new.pop(wd, None)
+        for key in [key for key in self._writing if key[0] == wd]:
+            del self._writing[key]
+
+    def _event(self, batch: Batch, wd: int, mask: int, cookie: int, name: bytes, now: float) -> None:
+        if mask & _ABOUT_WATCHES:
+            self._about_watch(batch, wd, mask, name)
+            return
+        if mask == IN_MOVED_FROM:
+            self._moved_from(batch, wd, cookie, name)
+            return
+        origin = self._origin(batch, wd, cookie) if mask == IN_MOVED_TO else None
+        if not is_mail_name(name):
+            return
+        verdicts = _TABLE.get((_CUR if wd in self.own_new else _NEW, mask, origin))
+        if verdicts is None:
+            return
+        verdict = verdicts[0] if is_unseen(name) else verdicts[1]
+        if mask == IN_CLOSE_WRITE:
+            self._writing.pop((wd, name), None)
+        if verdict is _LOOK:
+            verdict = self._look(batch, wd, name, now)
+        if verdict is _MAIL:
+            batch.mail.add(wd)
+        elif verdict is _CHANGE:
+            batch.changed.add(wd)
+
+    def _about_watch(self, batch: Batch, wd: int, mask: int, name: bytes) -> None:
+        """What isn't about a file."""
+        if mask & IN_Q_OVERFLOW:
+            batch.overflow = True
+        elif mask & IN_IGNORED:
+            batch.ignored.append(wd)
+        elif mask & IN_MOVE_SELF:
+            batch.moved.append(wd)
+        elif mask & (IN_CREATE | IN_MOVED_TO):
+            batch.directories.add((wd, name))
+
+    def _moved_from(self, batch: Batch, wd: int, cookie: int, name: bytes) -> None:
+        if self._writing.pop((wd, name), None) is not None:
+            batch.mail.add(wd)  # an IMAP session took it before its writer closed it
+        if len(self._renames) >= _RENAMES_KEPT:
+            batch.changed.update(self.moved_away())
+        self._renames[cookie] = (wd, name)
+
+    def _origin(self, batch: Batch, wd: int, cookie: int) -> Origin:
+        source = self._renames.pop(cookie, None) or self._older_renames.pop(cookie, None)
+        if source is None:
+            return Origin.ELSEWHERE
+        source_wd, source_name = source
+        if source_wd == wd:
+            if not is_mail_name(source_name):
+                return Origin.DOTFILE
+            return Origin.CUR if wd in self.own_new else Origin.NEW
+        if self.own_new.get(wd) == source_wd:
+            return Origin.NEW
+        if self.own_new.get(source_wd) == wd:
+            return Origin.CUR
+        batch.changed.add(source_wd)
+        return Origin.ELSEWHERE
+
+    def _look(self, batch: Batch, wd: int, name: bytes, now: float) -> Verdict:
+        if wd in batch.mail or self._is_complete(wd, name):
+            return _MAIL
+        if len(self._writing) >= _WRITERS_KEPT:
+            oldest = next(iter(self._writing))
+            del self._writing[oldest]
+            batch.mail.add(oldest[0])  # a push too many, rather than a mail forgotten
+        self._writing[wd, name] = now
+        return _NOTHING
+
+
+_TELLS_NO_MORE = frozenset((IN_CREATE, IN_CLOSE_WRITE, IN_MOVED_TO))
+_ABOUT_WATCHES = IN_ISDIR | IN_MOVE_SELF | IN_UNMOUNT | IN_Q_OVERFLOW | IN_IGNORED
