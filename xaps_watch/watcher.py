@@ -52,6 +52,7 @@ class WatcherStatus:
 
     mailboxes: int
     watched: int
+    polled: int
     missing: int
     waiting: int  # looks that are still to be done
     events: int
@@ -80,12 +81,16 @@ class Watcher:
         self,
         on_delivery: Callable[[Collection[str]], None],
         *,
-        wall: Callable[[], float] = time.time,
+        on_change: Callable[[Collection[str]], None] | None = None,
+        poll_interval: float = 30.0,
+        time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         pace: Pace = Pace(),
     ) -> None:
         self._on_delivery = on_delivery
-        self._wall = wall
+        self._on_change = on_change
+        self._poll_interval = poll_interval
+        self._time = time
         self._monotonic = monotonic
         self._pace = pace
         self._mailboxes: dict[str, _Mailbox] = {}
@@ -109,7 +114,7 @@ class Watcher:
         self._fd: int = self._manager.get_fd()
         os.set_blocking(self._fd, False)
         os.set_inheritable(self._fd, False)
-        self._drained_at = self._wall()
+        self._drained_at = self._time()
         self._lookout = Lookout("xaps-watch-lookout")
         self._loop.add_reader(self._fd, self._on_readable)
         self._timer: asyncio.TimerHandle | None = None
@@ -180,7 +185,7 @@ class Watcher:
     def caught_up_to(self) -> float:
         """Unix time such that every delivery before it has been reported."""
         if not self._overflowed and _bytes_waiting(self._fd) == 0:
-            self._drained_at = self._wall()
+            self._drained_at = self._time()
         times = [self._drained_at, *self._looking.values()]
         times += (self._mailboxes[path].since for path in self._to_look if path in self._mailboxes)
         if self._reader.writing_since is not None:
@@ -193,6 +198,7 @@ class Watcher:
         return WatcherStatus(
             mailboxes=len(self._mailboxes),
             watched=watched,
+            polled=0,
             missing=sum(1 for mailbox in self._mailboxes.values() if mailbox.error),
             waiting=len(self._to_look) + len(self._looking),
             events=self._events,
@@ -203,7 +209,7 @@ class Watcher:
     # Events
 
     def _on_readable(self) -> None:
-        before = self._wall()
+        before = self._time()
         try:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
