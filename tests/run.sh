@@ -24,10 +24,11 @@ stage_integration() { pytest tests/integration; }
 stage_plugin_check() { make -s -C plugin all && make -s -C plugin check; }
 stage_plugin() { pytest tests/plugin; }
 stage_e2e() { pytest tests/e2e; }
+stage_faults() { pytest -s tests/faults; }
 stage_demo() { xaps-watch demo; }
 
 fast=(lint unit integration)
-all=(lint unit integration plugin_check plugin e2e demo)
+all=(lint unit integration plugin_check plugin e2e faults demo)
 needs_root=" plugin_check plugin e2e "
 
 # --- how they are run -------------------------------------------------------------------------------------------------
