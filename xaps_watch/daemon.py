@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import sdnotify
 
 from xaps_watch import config as configuration
+from xaps_watch import logs
 from xaps_watch.apns import Apns
 from xaps_watch.config import Config
 from xaps_watch.credentials import Credentials
@@ -19,7 +21,7 @@ from xaps_watch.keeper import Keeper
 from xaps_watch.logs import fields
 from xaps_watch.model import ConfigError
 from xaps_watch.service import Service
-from xaps_watch.status import StatusServer, summary
+from xaps_watch.snapshot import StatusServer, summary
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +152,14 @@ class Daemon:
             self._told = state
 
 
-def run(config: Config) -> None:
-    """Run the daemon in the foreground. Raises XapsError if it can't start."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(config: Config, arguments: argparse.Namespace) -> int:
+    """``xaps-watch run``: the daemon in the foreground, until it is stopped. Raises XapsError if it can't start."""
+    logs.set_up(verbose=arguments.verbose)
     os.umask(0o007)  # the registry belongs to the group; nothing is for others
     daemon = Daemon(config)
     asyncio.run(daemon.run())
+    return 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterator
 from typing import Any
 
 from xaps_watch.config import Config
 from xaps_watch.model import Device, Mailbox
 from xaps_watch.registry import Registry
+from xaps_watch.terminal import GAP, aligned, columns, printable, when, width, wrapped
 
-_HEADINGS = ("USER", "DEVICE", "REGISTERED", "LAST PUSH", "OUTCOME", "MAILBOXES")
+_HEADINGS = ("USER", "DEVICE", "REGISTERED", "LAST ACCEPTED", "LAST ANSWER")
+_LAST_HEADING = "MAILBOXES"
+_ROOM = 30  # cells: with less, the mailboxes go on lines of their own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,29 +28,18 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
     with Registry(config.registry.path) as registry:
         listed = [(device, registry.mailboxes(device.id)) for device in registry.devices(arguments.user)]
     if arguments.json:
-        json.dump([_record(device, mailboxes) for device, mailboxes in listed], sys.stdout, indent=2)
+        json.dump([record(device, mailboxes) for device, mailboxes in listed], sys.stdout, indent=2)
         print()
     elif listed:
-        rows = [_HEADINGS, *(_row(device, mailboxes) for device, mailboxes in listed)]
-        print("\n".join(_aligned(rows)))
+        print("\n".join(_table(listed, columns())))
     else:
         whose = f" of {arguments.user}" if arguments.user else ""
         print(f"no device{whose} has registered yet; on the iPhone: Settings → Mail → Accounts → Fetch New Data → Push")
     return 0 if listed else 1
 
 
-def _row(device: Device, mailboxes: list[Mailbox]) -> tuple[str, ...]:
-    return (
-        _printable(device.username),
-        device.masked,
-        _when(device.registered_at),
-        _when(device.accepted_at),
-        f"suspended: {device.suspended}" if device.suspended else (device.outcome or "-"),
-        ", ".join(_printable(mailbox.name) for mailbox in mailboxes) or "-",
-    )
-
-
-def _record(device: Device, mailboxes: list[Mailbox]) -> dict[str, Any]:
+def record(device: Device, mailboxes: list[Mailbox]) -> dict[str, Any]:
+    """A registration as the commands' ``--json`` shows it. Times are unix times in seconds."""
     return {
         "user": device.username,
         "device": device.masked,
@@ -63,15 +54,38 @@ def _record(device: Device, mailboxes: list[Mailbox]) -> dict[str, Any]:
     }
 
 
-def _when(milliseconds: int | None) -> str:
-    return "-" if milliseconds is None else f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M:%S}"
+def names(mailboxes: list[Mailbox]) -> list[str]:
+    """The mailboxes' names for a terminal, INBOX first."""
+    return [printable(mailbox.name) for mailbox in sorted(mailboxes, key=lambda m: (not m.is_inbox, m.name))]
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _table(listed: list[tuple[Device, list[Mailbox]]], available: float) -> Iterator[str]:
+    """One line a device, with its mailboxes in the last column, or below where the terminal is too narrow for that."""
+    heading, *lines = aligned([_HEADINGS, *(_row(device) for device, _ in listed)])
+    indent = max(map(width, (heading, *lines))) + width(GAP)
+    below = available - indent < _ROOM
+    yield heading if below else heading + " " * (indent - width(heading)) + _LAST_HEADING
+    if below:
+        indent = 4
+    for line, (device, mailboxes) in zip(lines, listed, strict=True):
+        first, *others = wrapped(names(mailboxes), available - indent) or ["-"]
+        if below:
+            yield line
+            others.insert(0, first)
+        else:
+            yield line + " " * (indent - width(line)) + first
+        yield from (" " * indent + other for other in others)
+        if device.version < 2 and len(mailboxes) > 1:
+            yield "    pushes for INBOX alone, until the phone registers anew"
+        if device.suspended:
+            yield f"    suspended: {printable(device.suspended)}"
 
 
-def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _row(device: Device) -> tuple[str, ...]:
+    return (
+        printable(device.username),
+        device.masked,
+        when(device.registered_at),
+        when(device.accepted_at),
+        device.outcome or "-",
+    )

@@ -43,6 +43,13 @@ _DEVICE_COLUMNS = (
     "device.id, username, account_id, device_token, topic, version, registered_at, suspended, accepted_at, outcome"
 )
 
+_REGISTER = (
+    "INSERT INTO device (username, account_id, device_token, subtopic, topic, version, registered_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (username, account_id, device_token) DO UPDATE SET subtopic = excluded.subtopic,"
+    " topic = excluded.topic, version = excluded.version, registered_at = excluded.registered_at, suspended = NULL"
+)
+
 
 class RegistryError(XapsError):
     """The registry can't be used now: the message names the file and the mend. It may be usable again later."""
@@ -66,6 +73,15 @@ class Registered:
 
     path: str
     registered_at: int  # unix time, ms
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many are registered."""
+
+    devices: int
+    suspended: int  # of these devices
+    users: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +254,13 @@ class Registry:
         )
         return [Device(*row) for row in rows]
 
+    def usernames(self) -> list[str]:
+        return [username for (username,) in self._rows("SELECT DISTINCT username FROM device ORDER BY username")]
+
+    def census(self) -> Census:
+        (row,) = self._rows("SELECT count(*), count(suspended), count(DISTINCT username) FROM device")
+        return Census(*row)
+
     # --- what the daemon writes down ---------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, str]:
@@ -318,22 +341,44 @@ class Registry:
         now: int,
         subtopic: str = "com.apple.mobilemail",
     ) -> int:
-        """Record a registration as the plugin does (for the demo, and for imports from other programs); its id."""
+        """Record a registration as the plugin does (for the demo, and for tests); its id."""
         with self._transaction():
             ((device_id,),) = self._db.execute(
-                "INSERT INTO device (username, account_id, device_token, subtopic, topic, version, registered_at)"
-                " VALUES (?, ?, ?, ?, ?, 2, ?)"
-                " ON CONFLICT (username, account_id, device_token) DO UPDATE SET subtopic = excluded.subtopic,"
-                " topic = excluded.topic, version = 2, registered_at = excluded.registered_at, suspended = NULL"
-                " RETURNING id",
-                (username, account_id.upper(), token.lower(), subtopic, topic, now),
+                f"{_REGISTER} RETURNING id", (username, account_id.upper(), token.lower(), subtopic, topic, 2, now)
             ).fetchall()
-            self._db.execute("DELETE FROM mailbox WHERE device_id = ?", (device_id,))
-            self._db.executemany(
-                "INSERT INTO mailbox VALUES (?, ?, CAST(? AS TEXT))",
-                [(device_id, mailbox.name, os.fsencode(mailbox.path)) for mailbox in mailboxes],
-            )
+            self._put_mailboxes(device_id, mailboxes)
         return int(device_id)
+
+    def adopt(
+        self,
+        username: str,
+        account_id: str,
+        token: str,
+        mailboxes: Iterable[Mailbox],
+        *,
+        topic: str,
+        version: int,
+        registered_at: int,
+    ) -> bool:
+        """Record a registration that another program took at `registered_at` (unix time, ms).
+
+        False, and nothing is changed, where there is one made at that time or later.
+        """
+        with self._transaction():
+            rows = self._db.execute(
+                f"{_REGISTER} WHERE excluded.registered_at > device.registered_at RETURNING id",
+                (username, account_id.upper(), token.lower(), "com.apple.mobilemail", topic, version, registered_at),
+            ).fetchall()
+            for (device_id,) in rows:
+                self._put_mailboxes(device_id, mailboxes)
+        return bool(rows)
+
+    def _put_mailboxes(self, device_id: int, mailboxes: Iterable[Mailbox]) -> None:
+        self._db.execute("DELETE FROM mailbox WHERE device_id = ?", (device_id,))
+        self._db.executemany(
+            "INSERT INTO mailbox VALUES (?, ?, CAST(? AS TEXT))",
+            [(device_id, mailbox.name, os.fsencode(mailbox.path)) for mailbox in mailboxes],
+        )
 
     # --- how it is done ----------------------------------------------------------------------------------------------
 

@@ -1,120 +1,28 @@
-"""What the running daemon does now: told on a Unix socket, as JSON, to whoever may open it."""
+"""``xaps-watch status``: what the running daemon does now, as it tells on its Unix socket (see snapshot.py)."""
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import json
-import logging
 import socket
+import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from xaps_watch.keeper import Keeper
-from xaps_watch.logs import fields
+from xaps_watch.config import Config
 from xaps_watch.model import XapsError
-from xaps_watch.service import Service
-
-log = logging.getLogger(__name__)
+from xaps_watch.terminal import duration, printable
 
 PATIENCE = 5.0  # seconds to wait for the daemon's answer
+
+FINE, UNREACHABLE, TROUBLED = 0, 1, 2  # exit status
+_LABEL = 14  # cells
 
 
 class StatusError(XapsError):
     """The daemon can't be asked: it doesn't run, or the caller may not open its socket."""
-
-
-def summary(service: Service, keeper: Keeper) -> dict[str, object]:
-    """In a few facts, for systemctl status and the log."""
-    watcher = service.watcher.status()
-    return {
-        "state": state(service, keeper),
-        "mailboxes": len(service.watcher.paths),
-        "polled": watcher.polled or None,
-        "missing": watcher.missing or None,
-        "pending": len(service.coalescer) or None,
-        "accepted": service.activity.pushes["200"],
-        "registry": service.registrar.trouble,
-    }
-
-
-def state(service: Service, keeper: Keeper) -> str:
-    """What the push line does, in a word or a sentence."""
-    if keeper.current is None:
-        return f"waiting for credentials: {keeper.problem}"
-    if service.gate.why is not None:
-        return f"waiting to push: {service.gate.why}"
-    return "pushing"
-
-
-def snapshot(service: Service, keeper: Keeper, started_at: float) -> dict[str, Any]:
-    """Everything that is known, as JSON takes it. Times are unix times in seconds."""
-    activity = service.activity
-    now = time.monotonic()
-    opens_at = service.gate.opens_at(now)
-    current = keeper.current
-    return {
-        "state": state(service, keeper),
-        "started_at": started_at,
-        "connection": {
-            "url": service.config.apns.push_url,
-            "in_flight": service.gate.in_flight,
-            "failures_in_a_row": service.gate.failures,
-            "why_waiting": service.gate.why,
-            "retry_in": None if opens_at is None else opens_at - now,
-        },
-        "credentials": {
-            "kind": current.kind if current else None,
-            "file": str(current.source) if current else None,
-            "topic": current.topic if current else None,
-            "days_left": keeper.days_left(),
-            "problem": keeper.problem,
-        },
-        "watcher": asdict(service.watcher.status()),
-        "registry": {"path": str(service.config.registry.path), "trouble": service.registrar.trouble},
-        "pending": len(service.coalescer),
-        "caught_up_to": service.caught_up_to(),
-        "deliveries": activity.deliveries,
-        "last_push_at": activity.last_push_at,
-        "outcomes": dict(activity.pushes),
-    }
-
-
-class StatusServer:
-    """Answers each connection to the socket with one snapshot."""
-
-    def __init__(self, path: Path, service: Service, keeper: Keeper) -> None:
-        self._path = path
-        self._service = service
-        self._keeper = keeper
-        self._started_at = time.time()
-        self._server: asyncio.AbstractServer | None = None
-
-    async def start(self) -> None:
-        """Listen. Without the socket's directory (there is none outside systemd) the daemon runs all the same."""
-        try:
-            # One that a killed daemon left behind is in the way.
-            self._path.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._answer, self._path)
-            self._path.chmod(0o660)
-        except OSError as error:
-            log.warning("xaps-watch status will not work %s", fields(socket=self._path, error=error.strerror or error))
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-            self._path.unlink(missing_ok=True)
-
-    async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):  # the asker has gone
-            content = snapshot(self._service, self._keeper, self._started_at)
-            writer.write(json.dumps(content, default=str).encode())
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
 
 
 def ask(path: Path) -> dict[str, Any]:
@@ -134,3 +42,114 @@ def ask(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise StatusError(f"{path}: the answer is cut short; the service may be stopping") from error
     return answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit status: 0 all is well, 1 the daemon can't be asked, 2 it runs, but not all is well."
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def run(config: Config, arguments: argparse.Namespace) -> int:
+    """Print what the daemon tells. Raises StatusError (exit status 1)."""
+    snapshot = ask(config.status.socket)
+    if arguments.json:
+        json.dump(snapshot, sys.stdout, indent=2)
+        print()
+    else:
+        print("\n".join(_text(snapshot, time.time())))
+    return TROUBLED if snapshot["troubles"] else FINE
+
+
+def _text(snapshot: dict[str, Any], now: float) -> Iterator[str]:
+    """The snapshot for people; `now`: unix time."""
+    up = duration(now - snapshot["started_at"])
+    yield f"xaps-watch {snapshot['version']} (pid {snapshot['pid']}), up {up}: {printable(snapshot['state'])}"
+    for label, text in (
+        ("pushes to", _connection(snapshot["connection"])),
+        ("credentials", _credentials(snapshot["credentials"])),
+        ("registered", _registered(snapshot["registry"])),
+        ("mailboxes", _mailboxes(snapshot["watcher"])),
+        ("pending", _pending(snapshot, now)),
+        ("last push", _ago(snapshot["last_push_at"], now)),
+        ("since start", _activity(snapshot)),
+        ("latency", _latency(snapshot["latencies"])),
+    ):
+        yield f"  {label:{_LABEL}}{text}"
+    for trouble in snapshot["troubles"]:
+        yield f"✘ {printable(trouble)}"
+
+
+def _connection(connection: dict[str, Any]) -> str:
+    if connection["why_waiting"] is None:
+        return str(connection["url"])
+    retry_in = connection["retry_in"]
+    again = "being tried now" if retry_in is None else f"tried again in {duration(retry_in)}"
+    return f"{connection['url']}, failed {connection['failures_in_a_row']} times in a row, {again}"
+
+
+def _credentials(credentials: dict[str, Any]) -> str:
+    if credentials["kind"] is None:
+        return "none"
+    left = credentials["days_left"]
+    end = "" if left is None else f", {left:.0f} days left" if left > 0 else ", expired"
+    return f"{credentials['kind']} {printable(credentials['file'])}{end}; topic {printable(credentials['topic'])}"
+
+
+def _registered(registry: dict[str, Any]) -> str:
+    registered = registry["registered"]
+    if registered is None:
+        return f"unknown ({printable(registry['path'])})"
+    suspended = f" ({registered['suspended']} suspended)" if registered["suspended"] else ""
+    return f"{_count(registered['devices'], 'device')}{suspended} of {_count(registered['users'], 'user')}"
+
+
+def _mailboxes(watcher: dict[str, Any]) -> str:
+    parts = [f"{watcher['watched']} watched"]
+    parts += [f"{watcher[how]} {how}" for how in ("polled", "missing") if watcher[how]]
+    if watcher["waiting"]:
+        parts.append(f"{watcher['waiting']} to be looked at")
+    if watcher["overflows"]:
+        parts.append(f"events lost and made up for {_count(watcher['overflows'], 'time')}")
+    return ", ".join(parts)
+
+
+def _pending(snapshot: dict[str, Any], now: float) -> str:
+    behind = now - snapshot["caught_up_to"]
+    return (
+        f"{_count(snapshot['pending'], 'device')}, {snapshot['connection']['in_flight']} in flight;"
+        f" all mail older than {duration(max(1.0, behind))} is pushed"
+    )
+
+
+def _ago(at: float | None, now: float) -> str:
+    if at is None:
+        return "none accepted yet"
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}, {duration(now - at)} ago"
+
+
+def _activity(snapshot: dict[str, Any]) -> str:
+    outcomes = sorted(snapshot["outcomes"].items(), key=lambda item: -item[1])
+    answers = ", ".join(f"{count} × {printable(outcome)}" for outcome, count in outcomes) or "none"
+    return f"{_count(snapshot['deliveries'], 'delivery', 'deliveries')}; answers: {answers}"
+
+
+def _latency(latencies: Iterable[dict[str, Any]]) -> str:
+    """From the histogram of accepted pushes: bounds, since the exact figures are not kept."""
+    rows = list(latencies)
+    total = sum(row["pushes"] for row in rows)
+    if not total:
+        return "-"
+    parts = []
+    for share in (50, 99):
+        kept = 0
+        for row in rows:
+            kept += row["pushes"]
+            if kept * 100 >= total * share:
+                bound = "longer than a minute" if row["within"] is None else f"within {duration(row['within'])}"
+                parts.append(f"{share} % {bound}")
+                break
+    return ", ".join(parts) + " (mail there → Apple's answer)"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
