@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     command("run", "the daemon, in the foreground (what systemd starts)", module="daemon")
     command("status", "what the running daemon does now")
     command("devices", "registered devices, their mailboxes, last push and outcome")
+    command("push", "send a test push now, and show Apple's answer")
+    command("forget", "remove registrations")
     command("simulate", "a local stand-in for APNs", module="simulator", configured=False)
     command("demo", "all of it in a temporary directory: register, deliver, see the push", configured=False)
     return parser
