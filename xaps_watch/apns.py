@@ -218,7 +218,7 @@ class Apns:
     async def _exchange_twice(self, push: Push, body: bytes, authorization: str | None) -> Outcome:
         try:
             return await asyncio.wait_for(self._exchange(push, body, authorization), self._timeout)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+        except (httpx.ReadError, httpx.WriteError, httpx.ProtocolError):
             # The connection was lost, likely while it was idle: that says nothing of a new one. Apple may have
             # had the request already; a push too many is harmless.
             return await asyncio.wait_for(self._exchange(push, body, authorization), self._timeout)

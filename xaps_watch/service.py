@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 100  # pushes; Apple allows about ten times as many streams a connection
 HOLD = 300.0  # seconds between two probes while only the admin can mend it; new credentials are tried at once
-REFUSED_BACKOFF = 30.0  # seconds for which a device rests after its first 429, doubled with each further one
+REFUSED_BACKOFF = 5.0  # seconds for which a device rests after its first 429, doubled with each further one
 LONGEST_REFUSED_BACKOFF = 3600.0
 QUIET_MARK = 60.0  # seconds by which the noted caught_up_to may lag while nothing is delivered
 CLOCK_STEP = 30.0  # seconds; less is what NTP corrects now and then
