@@ -168,13 +168,26 @@ class Apns:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=credentials.ssl_context(ca_file),
+        self._tls = credentials.ssl_context(ca_file)
+        self._transport = self._new_transport()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _new_transport(self) -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(
+            verify=self._tls,
             http1=False,
             http2=True,
             # httpx would drop an idle connection after 5 s; Apple asks to keep it.
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
         )
+
+    def _give_up(self, transport: httpx.AsyncBaseTransport) -> None:
+        """Its connection is silent or muddled, and would stay so until TCP gives up, in a quarter of an hour."""
+        if transport is self._transport:
+            self._transport = self._new_transport()
+            task = asyncio.create_task(transport.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
         """Close the connection when the pushes that are in flight on it have ended."""
@@ -217,16 +230,24 @@ class Apns:
 
     async def _exchange_twice(self, push: Push, body: bytes, authorization: str | None) -> Outcome:
         try:
-            return await asyncio.wait_for(self._exchange(push, body, authorization), self._timeout)
+            return await self._exchange(push, body, authorization)
         except (httpx.ReadError, httpx.WriteError, httpx.ProtocolError):
             # The connection was lost, likely while it was idle: that says nothing of a new one. Apple may have
             # had the request already; a push too many is harmless.
-            return await asyncio.wait_for(self._exchange(push, body, authorization), self._timeout)
+            return await self._exchange(push, body, authorization)
 
     async def _exchange(self, push: Push, body: bytes, authorization: str | None) -> Outcome:
         url = self._url.copy_with(path=f"/3/device/{push.device.token}")
         request = httpx.Request("POST", url, headers=self._headers(push, authorization), content=body)
-        response = await self._transport.handle_async_request(request)
+        transport = self._transport
+        try:
+            return await asyncio.wait_for(self._roundtrip(transport, request), self._timeout)
+        except (asyncio.TimeoutError, httpx.ProtocolError):
+            self._give_up(transport)
+            raise
+
+    async def _roundtrip(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> Outcome:
+        response = await transport.handle_async_request(request)
         try:
             return outcome_of(response, await response.aread(), self._time())
         finally:
