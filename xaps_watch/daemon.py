@@ -16,7 +16,7 @@ from xaps_watch import config as configuration
 from xaps_watch import logs
 from xaps_watch.apns import Apns
 from xaps_watch.config import Config
-from xaps_watch.credentials import Credentials
+from xaps_watch.credentials import Credentials, CredentialsError
 from xaps_watch.keeper import Keeper
 from xaps_watch.logs import fields
 from xaps_watch.model import ConfigError
@@ -55,7 +55,11 @@ class Daemon:
             self._tell("READY=1")
             while not self._stop:
                 await self.service.registrar.wait(STEP)
-                await self._step()
+                try:
+                    await self._step()
+                except Exception:
+                    # A fault of this program must not end it. If it stays, the watchdog goes hungry, and restarts it.
+                    log.exception("a step failed by a fault of this program, please report it")
             log.info("stopping %s", fields(pending=len(self.service.coalescer)))
             self._tell("STOPPING=1")
         finally:
@@ -89,7 +93,7 @@ class Daemon:
             self._reload = False
             await self._reread()
         elif (renewed := self.keeper.renewed()) is not None:
-            await self._take_up(renewed)
+            await self._replace(renewed)
         self.keeper.warn()
         await self.service.step()
         # Fed only here, by real progress of the loop and of the thread at the registry.
@@ -112,13 +116,20 @@ class Daemon:
             self.config = config
             self.service.reconfigure(config.push)
             if (renewed := self.keeper.configure(config)) is not None:
-                await self._take_up(renewed)
+                await self._replace(renewed)
             log.info("configuration reloaded")
         self._tell("READY=1")
 
+    async def _replace(self, credentials: Credentials) -> None:
+        """Push with these from now on; if they can't be used after all, go on as before."""
+        try:
+            await self._take_up(credentials)
+        except CredentialsError as error:
+            log.error("new credentials not taken up %s", fields(why=error))
+
     async def _take_up(self, credentials: Credentials | None) -> None:
-        """Push with these from now on, and let the plugin tell their topic to the phones."""
-        before, self._apns = self._apns, None
+        """Push with these from now on, and let the plugin tell their topic to the phones. Raises CredentialsError."""
+        before = self._apns
         if credentials is not None:
             apns = self.config.apns
             self._apns = Apns(
