@@ -18,7 +18,7 @@ from types import MappingProxyType
 import httpx
 
 from xaps_watch.credentials import Credentials
-from xaps_watch.model import Outcome, Push, Registration, Request, Ruling
+from xaps_watch.model import Outcome, Push, Registration, Request, Ruling, is_inbox
 
 PAYLOAD_LIMIT = 4096  # bytes
 EXPIRATION = 24 * 3600  # seconds for which Apple keeps a push for a phone that is off
@@ -29,11 +29,6 @@ EXPIRATION = 24 * 3600  # seconds for which Apple keeps a push for a phone that 
 def mailbox_hash(name: str) -> str:
     """How iOS Mail names an echoed mailbox: the MD5 of its name in UTF-8 (observed; nothing secret about it)."""
     return hashlib.md5(name.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
-
-
-def is_inbox(name: str) -> bool:
-    """INBOX is case-insensitive (RFC 9051, 5.1)."""
-    return name.upper() == "INBOX"
 
 
 def pushable(version: int, mailboxes: Iterable[str]) -> tuple[str, ...]:

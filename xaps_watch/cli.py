@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     command("devices", "registered devices, their mailboxes, last push and outcome")
     command("push", "send a test push now, and show Apple's answer")
     command("forget", "remove registrations")
+    command("import", "registrations from xapsd's database.json", module="xapsd")
     command("simulate", "a local stand-in for APNs", module="simulator", configured=False)
     command("demo", "all of it in a temporary directory: register, deliver, see the push", configured=False)
     return parser

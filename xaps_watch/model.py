@@ -19,6 +19,11 @@ def mask_token(token: str) -> str:
     return f"{token[:6]}…{token[-2:]}" if len(token) > 16 else "…"
 
 
+def is_inbox(name: str) -> bool:
+    """INBOX is case-insensitive (RFC 9051, 5.1)."""
+    return name.upper() == "INBOX"
+
+
 @dataclass(frozen=True, slots=True)
 class Mailbox:
     """A mailbox that a device registered, by the UTF-8 name that the server echoed to it."""
@@ -28,8 +33,7 @@ class Mailbox:
 
     @property
     def is_inbox(self) -> bool:
-        """INBOX is case-insensitive (RFC 9051, 5.1)."""
-        return self.name.upper() == "INBOX"
+        return is_inbox(self.name)
 
 
 @dataclass(frozen=True, slots=True)

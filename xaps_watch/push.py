@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from xaps_watch import credentials
-from xaps_watch.apns import Apns, is_inbox, pushable
+from xaps_watch.apns import Apns, pushable
 from xaps_watch.config import Config
 from xaps_watch.devices import names
-from xaps_watch.model import Device, Mailbox, Outcome, Push, Registration, Request, XapsError
+from xaps_watch.model import Device, Mailbox, Outcome, Push, Registration, Request, XapsError, is_inbox
 from xaps_watch.registry import Note, Registry
 from xaps_watch.terminal import duration, printable, when
 

@@ -58,9 +58,11 @@ def when(milliseconds: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``3 d 4 h``: the two largest units that matter."""
-    if seconds < 1:
-        return f"{max(0.0, seconds) * 1000:.0f} ms"
+    """``3 d 4 h``: the two largest units that matter; what is short to one decimal place."""
+    if seconds < 0.9995:
+        return f"{_short(max(0.0, seconds) * 1000)} ms"
+    if seconds < 9.95:
+        return f"{_short(seconds)} s"
     left = round(seconds)
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -70,3 +72,7 @@ def duration(seconds: float) -> str:
         elif parts:
             break
     return " ".join(parts[:2])
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0") if number < 9.95 else f"{number:.0f}"

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from xaps_watch.apns import is_inbox, mailbox_hash
+from xaps_watch.apns import mailbox_hash
+from xaps_watch.model import is_inbox
 from xaps_watch.simulator import Received
 
 

@@ -401,7 +401,7 @@ async def test_commands_start_without_what_they_do_not_need(command: str, tmp_pa
 
 async def test_every_command_has_help(tmp_path: Path) -> None:
     listed = await xaps_watch(tmp_path / "none.toml", "--help")
-    for command in ("run", "status", "devices", "push", "forget", "simulate", "demo"):
+    for command in ("run", "status", "devices", "push", "forget", "import", "simulate", "demo"):
         assert f"\n    {command} " in listed.out
         ran = await xaps_watch(tmp_path / "none.toml", command, "--help")
         assert ran.status == 0
