@@ -1,0 +1,284 @@
+"""A private Dovecot of the installed version, 2.3 or 2.4, on loopback, with the plugin as built from this tree.
+
+It needs root, as Dovecot does to serve several users, and leaves the installed Dovecot and its configuration alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.phone import Phone
+from xaps_watch import registry
+from xaps_watch.registry import Registry
+
+PLUGIN_SOURCE = Path(__file__).parents[2] / "plugin"
+MODULES = Path("/usr/lib/dovecot/modules")
+REGISTRY_GROUP = 64999
+"""The registry's group. Numbers need no entry in /etc/group."""
+TOPIC = "com.apple.mobilemail.push.org.example"
+
+# What is in Dovecot's log only when something is broken.
+FAULTS = ("Panic:", "Fatal:", "killed with signal", "Raw backtrace", "AddressSanitizer", "runtime error")
+
+
+@functools.cache
+def version() -> tuple[int, int, int]:
+    """Of the Dovecot that is installed."""
+    printed = subprocess.run(["dovecot", "--version"], check=True, capture_output=True, text=True).stdout
+    major, minor, micro = printed.split()[0].split(".")[:3]
+    return int(major), int(minor), int(micro)
+
+
+def is_24() -> bool:
+    return version() >= (2, 4, 0)
+
+
+@functools.cache
+def build_plugin(directory: Path, cflags: str = "") -> Path:
+    """Build the plugin there; the directory."""
+    subprocess.run(
+        ["make", "-s", "-C", PLUGIN_SOURCE, "all", f"BUILD={directory}", f"CFLAGS={cflags}"], check=True, timeout=120
+    )
+    return directory
+
+
+@dataclass(frozen=True)
+class User:
+    """A line of the passwd-file."""
+
+    name: str
+    uid: int = 5000
+    extra: str = ""  # userdb_… fields
+
+
+def make_registry(directory: Path, *, topic: str | None = TOPIC, group: int = REGISTRY_GROUP) -> Path:
+    """A registry as the daemon makes it, in a directory of its own."""
+    file = directory / "registry.sqlite3"
+    directory.mkdir()
+    os.chown(directory, 0, group)
+    directory.chmod(registry.DIRECTORY_MODE)
+    registry.create(file)
+    if topic is not None:
+        with Registry(file) as book:
+            book.write(settings=[("topic", topic)])
+    return file
+
+
+@dataclass
+class Dovecot:
+    """Started on entering, stopped on leaving; a panic, or the end of a process by a signal, fails the test.
+
+    `config` is added to the configuration at its top, `plugins` to mail_plugins of all protocols.
+    With `plugin` None it runs without imap_xaps.
+    """
+
+    plugin: Path | None  # a directory with the plugin as build_plugin() leaves it
+    users: Sequence[User] = (User("alice"), User("bob", 5001))
+    registry: Path | None = None  # one is made if none is given
+    config: str = ""
+    plugins: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)  # of imap_xaps, beside xaps_registry
+    mail_location: str = "~/Maildir"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    may_fail: bool = False  # faults in the log are expected
+
+    def __enter__(self) -> Dovecot:
+        # Not pytest's own: all users must get in, and sockets' paths are short.
+        self.directory = Path(tempfile.mkdtemp(prefix="dovecot-", dir="/tmp"))
+        self.directory.chmod(0o755)
+        try:
+            self.port, self.lmtp_port = _free_port(), _free_port()
+            if self.registry is None:
+                self.registry = make_registry(self.directory / "registry")
+            self._write_files()
+            self._start()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._stop()
+            if kind is None and not self.may_fail:
+                faults = [line for line in self.log.splitlines() if any(fault in line for fault in FAULTS)]
+                assert not faults, "\n".join(faults)
+        finally:
+            self._clean_up()
+
+    # --- what tests do with it ---------------------------------------------------------------------------------------
+
+    def phone(self, username: str = "alice", **options: object) -> Phone:
+        """A phone's connection, logged in."""
+        return Phone(self.port, username, **options)  # type: ignore[arg-type]
+
+    def home(self, username: str = "alice") -> Path:
+        return self.directory / "home" / username
+
+    def maildir(self, username: str = "alice", mailbox: str = "INBOX") -> Path:
+        """Where a mailbox is, with the default layout."""
+        inbox = self.home(username) / "Maildir"
+        return inbox if mailbox == "INBOX" else inbox / f".{mailbox}"
+
+    def run(self, *command: str, stdin: bytes = b"") -> str:
+        """Run one of Dovecot's programs with this one's configuration (NAME -c FILE …); what it prints."""
+        done = subprocess.run(
+            [*self._prefix, command[0], "-c", str(self.config_file), *command[1:]],
+            input=stdin, capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def doveadm(self, *arguments: str) -> str:
+        return self.run("doveadm", *arguments)
+
+    def create_mailboxes(self, username: str, *names: str) -> None:
+        self.doveadm("mailbox", "create", "-u", username, *names)
+
+    def deliver(self, username: str, message: bytes, *, mailbox: str = "INBOX") -> None:
+        """By dovecot-lda."""
+        self.run("/usr/lib/dovecot/dovecot-lda", "-d", username, "-m", mailbox, stdin=message)
+
+    def deliver_by_lmtp(self, username: str, message: bytes) -> None:
+        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as lmtp:
+            lmtp.sendmail("sender@example.org", [username], message)
+
+    @property
+    def log(self) -> str:
+        file = self.directory / "dovecot.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    # --- how it is run -----------------------------------------------------------------------------------------------
+
+    @property
+    def _prefix(self) -> list[str]:
+        """Where 2.4 looks for the settings that plugins bring is fixed: only its own processes see ours there."""
+        if not is_24() or self.plugin is None:
+            return []
+        mount = 'mount --bind "$0" "$1" && shift && exec "$@"'
+        return ["unshare", "-m", "sh", "-c", mount, str(self.directory / "settings"), str(MODULES / "settings")]
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [*self._prefix, "dovecot", "-F", "-c", str(self.config_file)],
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **self.environment},
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+                    if connection.recv(64).startswith(b"* OK"):
+                        return
+            except OSError:
+                pass
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
+                _, errors = self._process.communicate()
+                raise AssertionError(f"Dovecot doesn't start:\n{errors.decode()}\n{self.log}")
+            time.sleep(0.02)
+
+    def _stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self.directory)
+
+    def _write_files(self) -> None:
+        modules = self.directory / "modules"
+        settings = self.directory / "settings"
+        for directory, source in ((modules, MODULES), (settings, MODULES / "settings")):
+            directory.mkdir()
+            for module in source.glob("*.so"):
+                (directory / module.name).symlink_to(module.resolve())
+        if self.plugin is not None:
+            shutil.copy(self.plugin / "lib90_imap_xaps_plugin.so", modules)
+        lines = []
+        for user in self.users:
+            home = self.home(user.name)
+            home.mkdir(parents=True)
+            os.chown(home, user.uid, user.uid)
+            lines.append(f"{user.name}:{{PLAIN}}pw:{user.uid}:{user.uid}::{home}::{user.extra}\n")
+        users = self.directory / "users"
+        users.write_text("".join(lines))
+        self.config_file = self.directory / "dovecot.conf"
+        self.config_file.write_text(self._config_24() if is_24() else self._config_23())
+
+    def _config_23(self) -> str:
+        imap_plugins = " imap_xaps" if self.plugin is not None else ""
+        settings = {"xaps_registry": str(self.registry), **self.settings}
+        plugin_settings = "\n  ".join(f"{key} = {value}" for key, value in settings.items())
+        return f"""
+base_dir = {self.directory}/run
+state_dir = {self.directory}/state
+log_path = {self.directory}/dovecot.log
+protocols = imap lmtp
+listen = 127.0.0.1
+ssl = no
+disable_plaintext_auth = no
+auth_mechanisms = plain
+mail_location = maildir:{self.mail_location}
+mail_plugin_dir = {self.directory}/modules
+mail_plugins = {" ".join(self.plugins)}
+passdb {{
+  driver = passwd-file
+  args = username_format=%u {self.directory}/users
+}}
+userdb {{
+  driver = passwd-file
+  args = username_format=%u {self.directory}/users
+}}
+namespace inbox {{
+  inbox = yes
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {self.port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    port = {self.lmtp_port}
+  }}
+}}
+plugin {{
+  {plugin_settings}
+}}
+protocol imap {{
+  mail_plugins = $mail_plugins{imap_plugins}
+  mail_access_groups = {REGISTRY_GROUP}
+}}
+{self.config}
+"""
+
+    def _config_24(self) -> str:
+        raise NotImplementedError
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
