@@ -208,12 +208,11 @@ def _did_you_mean(word: str, known: Mapping[str, object]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
-def check_topic(topic: str, where: str) -> None:
-    """Raise ConfigError unless iOS Mail would accept the topic; `where` names its source for the message."""
-    if not topic.startswith(TOPIC_PREFIXES) or not re.fullmatch(r"[A-Za-z0-9._-]+", topic):
-        raise ConfigError(
-            f"{where}: topic {topic!r} would be refused by iOS Mail: it must begin with {' or '.join(TOPIC_PREFIXES)}"
-        )
+def topic_fault(topic: str) -> str | None:
+    """Why iOS Mail would refuse the topic; None if it would not."""
+    if topic.startswith(TOPIC_PREFIXES) and re.fullmatch(r"[A-Za-z0-9._-]+", topic):
+        return None
+    return f"topic {topic!r} would be refused by iOS Mail: it must begin with {' or '.join(TOPIC_PREFIXES)}"
 
 
 def _check_apns(apns: ApnsConfig, source: Path) -> None:
@@ -244,5 +243,5 @@ def _check_apns(apns: ApnsConfig, source: Path) -> None:
         for key in ("key", "password_file"):
             if getattr(apns, key) is not None and apns.certificate is None:
                 raise error(key, "goes with certificate, which is missing")
-    if apns.topic is not None:
-        check_topic(apns.topic, f"{source}: [apns] topic")
+    if apns.topic is not None and (fault := topic_fault(apns.topic)) is not None:
+        raise error("topic:", fault)

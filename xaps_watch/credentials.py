@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from xaps_watch.config import ApnsConfig, Config, check_topic
+from xaps_watch.config import ApnsConfig, Config, topic_fault
 from xaps_watch.model import ConfigError
 
 # Apple: «Refresh your token no more than once every 20 minutes and no less than once every 60 minutes.»
@@ -209,7 +209,8 @@ def _load_certificate(apns: ApnsConfig, path: Path, now: datetime) -> Certificat
         )
     if topics and topic not in topics:
         raise CredentialsError(f"[apns] topic {topic!r}: the certificate {path} is for {', '.join(topics)}")
-    check_topic(topic, f"[apns] certificate {path}")
+    if (fault := topic_fault(topic)) is not None:
+        raise CredentialsError(f"[apns] certificate {path}: {fault}")
     return Certificate(
         topic=topic,
         topics=topics or (topic,),
