@@ -91,8 +91,20 @@ class MetricsConfig:
     """``[metrics]``: an optional Prometheus listener."""
 
     listen: str | None = field(
-        default=None, metadata={"pattern": (re.compile(r".+:\d{1,5}"), "an address and a port, such as 127.0.0.1:9617")}
+        default=None,
+        metadata={
+            "pattern": (
+                re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):(?!0)\d{1,5}"),
+                "an address and a port, such as 127.0.0.1:9617",
+            )
+        },
     )
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port."""
+        host, _, port = (self.listen or "").rpartition(":")
+        return (host.strip("[]"), int(port)) if port else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +153,8 @@ def parse(text: str, source: Path, environ: Mapping[str, str] = os.environ) -> C
         values[name] = _Section(name, source, environ).read(sections[name], table)
     config = Config(source=source, **values)
     _check_apns(config.apns, source)
+    if config.metrics.address is not None and config.metrics.address[1] > 65535:
+        raise ConfigError(f"{source}: [metrics] listen must end in a port below 65536, not {config.metrics.listen!r}")
     return config
 
 

@@ -7,8 +7,10 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import sdnotify
 
@@ -22,6 +24,9 @@ from xaps_watch.logs import fields
 from xaps_watch.model import ConfigError
 from xaps_watch.service import Service
 from xaps_watch.snapshot import StatusServer, summary
+
+if TYPE_CHECKING:
+    from xaps_watch.metrics import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class Daemon:
         self.keeper = Keeper(config, time=time.time, monotonic=time.monotonic)
         self.service = Service(config)
         self._status = StatusServer(config.status.socket, self.service, self.keeper)
+        self._metrics = _metrics_server(config, self.service, self.keeper)
         self._systemd = sdnotify.SystemdNotifier()
         self._apns: Apns | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -87,6 +93,8 @@ class Daemon:
         await self.service.start()
         await self._take_up(credentials)
         await self._status.start()
+        if self._metrics is not None:
+            await self._metrics.start()
 
     async def _step(self) -> None:
         if self._reload:
@@ -148,6 +156,8 @@ class Daemon:
             task.add_done_callback(self._retiring.discard)
 
     async def _shut_down(self) -> None:
+        if self._metrics is not None:
+            await self._metrics.stop()
         await self._status.stop()
         await self.service.stop(STOP_GRACE)
         if self._apns is not None:
@@ -161,6 +171,20 @@ class Daemon:
         if state != self._told:
             self._systemd.notify(state)
             self._told = state
+
+
+def _metrics_server(config: Config, service: Service, keeper: Keeper) -> MetricsServer | None:
+    """Where one is configured. Raises ConfigError where what it needs isn't installed."""
+    if config.metrics.address is None:
+        return None
+    try:
+        from xaps_watch.metrics import MetricsServer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{config.source}: [metrics] listen needs the Python module {error.name}, which is not installed:"
+            f" {sys.executable} -m pip install prometheus-client, or leave listen out"
+        ) from error
+    return MetricsServer(*config.metrics.address, service, keeper)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
