@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from xaps_watch import credentials, mutf7
-from xaps_watch.config import Config, check_topic
+from xaps_watch.config import Config, topic_fault
 from xaps_watch.credentials import CredentialsMissingError
 from xaps_watch.mailbox_paths import Doveadm, Locator, Template, UnmappedError
 from xaps_watch.model import ConfigError, Mailbox, XapsError, is_inbox, mask_token
@@ -129,8 +129,8 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 
 def _topic(config: Config, told: str | None) -> str:
     """What xapsd told the phones, which has to be what we can push to. Raises ImportingError, ConfigError."""
-    if told is not None:
-        check_topic(told, "--topic")
+    if told is not None and (fault := topic_fault(told)) is not None:
+        raise ImportingError(f"--topic: {fault}")
     try:
         loaded = credentials.load(config, time.time, time.monotonic)
     except CredentialsMissingError as error:
