@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,21 @@ async def test_status_tells_of_a_registry_that_went_away(site: Site, apns: Simul
         (site.directory / "elsewhere").rename(site.registry_file.parent)
     assert ran.status == 2
     assert ran.lines[-1].startswith(f"✘ registry: {site.registry_file}: ")
+
+
+async def test_status_tells_what_will_have_to_be_done(site: Site, apns: Simulator, tmp_path: Path) -> None:
+    ending = site.authority.push_certificate(TOPIC, name="ending", ends=timedelta(days=10, hours=1))
+    site.configure(apns.url, sections={"apns": {"certificate": ending.file}})
+    site.register("alice", IPHONE, {"INBOX": tmp_path / "gone"})
+    shutil.rmtree(tmp_path / "gone")
+    async with DaemonProcess(site.config_file):
+        ran = await xaps_watch(site.config_file, "status")
+    assert ran.status == 2
+    assert ran.lines[-2:] == [
+        "✘ the push certificate expires in 10 days: get a new one from Apple",
+        "✘ no registered mailbox can be watched: see xaps-watch check",
+    ]
+    assert "0 watched, 1 missing" in ran.out
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------
