@@ -52,7 +52,7 @@ def test_a_systemd_credential_can_be_named() -> None:
         parse(text, FILE, {})
 
 
-BY_TOKEN = 'token_key = "a.p8"\nkey_id = "ABC123DEFG"\nteam_id = "DEF123GHIJ"\n'
+PROVIDER = 'token_key = "a.p8"\nkey_id = "ABC123DEFG"\nteam_id = "DEF123GHIJ"\n'
 
 WRONG = {
     "not TOML": ("[apns", "not TOML: "),
@@ -78,18 +78,18 @@ WRONG = {
     "port of the url": ('[apns]\nurl = "https://h:99999"', "[apns] url must be of the form https://host:port"),
     "key id": ('[apns]\nkey_id = "abc"', "[apns] key_id must be the 10 capital letters and digits of the key's ID"),
     "both": (
-        f'[apns]\ncertificate = "a.pem"\n{BY_TOKEN}topic = "com.apple.mobilemail.push.a"',
+        f'[apns]\ncertificate = "a.pem"\n{PROVIDER}topic = "com.apple.mobilemail.push.a"',
         "[apns] token_key and certificate exclude each other",
     ),
-    "token without topic": (f"[apns]\n{BY_TOKEN}", "[apns] topic is missing: token_key needs it"),
+    "token without topic": (f"[apns]\n{PROVIDER}", "[apns] topic is missing: token_key needs it"),
     "token without team": ('[apns]\ntoken_key = "a.p8"\nkey_id = "ABC123DEFG"', "[apns] team_id is missing"),
     "key id alone": ('[apns]\nkey_id = "ABC123DEFG"', "[apns] key_id goes with token_key, which is missing"),
     "key alone": ('[apns]\nkey = "a.key"', "[apns] key goes with certificate, which is missing"),
     "topic of another app": (
-        f'[apns]\n{BY_TOKEN}topic = "org.example.app"',
+        f'[apns]\n{PROVIDER}topic = "org.example.app"',
         "[apns] topic: topic 'org.example.app' would be refused by iOS Mail: it must begin with com.apple.mail. or",
     ),
-    "topic with a line break": (f'[apns]\n{BY_TOKEN}topic = "com.apple.mail.a\\nb"', "would be refused by iOS Mail"),
+    "topic with a line break": (f'[apns]\n{PROVIDER}topic = "com.apple.mail.a\\nb"', "would be refused by iOS Mail"),
     "metrics": ('[metrics]\nlisten = "9617"', "[metrics] listen must be an address and a port, such as 127.0.0.1:9617"),
 }
 
