@@ -25,7 +25,7 @@ static imap_client_created_func_t *next_hook_client_created;
 /* Names are in UTF-8 once the client has enabled UTF8=ACCEPT; before 2.4.3 they stay in modified UTF-7. */
 static bool command_is_utf8(struct client_command_context *cmd ATTR_UNUSED)
 {
-#if DOVECOT_PREREQ(2,4,3)
+#if DOVECOT_VERSION_MINOR > 4 || (DOVECOT_VERSION_MINOR == 4 && DOVECOT_VERSION_MICRO >= 3)
 	return cmd->utf8;
 #else
 	return FALSE;

@@ -1,4 +1,6 @@
-/* The plugin's settings, as each version of Dovecot has them. */
+/* The plugin's settings, as each version of Dovecot has them.
+
+   (DOVECOT_PREREQ would be the way to ask for the version, had it not got a third argument within 2.3.) */
 
 #include "lib.h"
 #include "mail-user.h"
@@ -8,7 +10,7 @@
 /* Transactions take milliseconds, and a phone waits for about a minute. */
 #define XAPS_BUSY_TIMEOUT_DEFAULT 5000
 
-#if DOVECOT_PREREQ(2,4,0)
+#if DOVECOT_VERSION_MINOR >= 4
 
 #include "settings.h"
 

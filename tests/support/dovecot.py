@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import signal
 import smtplib
@@ -37,8 +38,9 @@ FAULTS = ("Panic:", "Fatal:", "killed with signal", "Raw backtrace", "AddressSan
 def version() -> tuple[int, int, int]:
     """Of the Dovecot that is installed."""
     printed = subprocess.run(["dovecot", "--version"], check=True, capture_output=True, text=True).stdout
-    major, minor, micro = printed.split()[0].split(".")[:3]
-    return int(major), int(minor), int(micro)
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", printed)  # "2.3.19.1 (9b53102964)", "2.4.1-4 (7d8c0e5759)"
+    assert found is not None, printed
+    return int(found[1]), int(found[2]), int(found[3])
 
 
 def is_24() -> bool:
@@ -90,7 +92,7 @@ class Dovecot:
     config: str = ""
     plugins: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # of imap_xaps, beside xaps_registry
-    mail_location: str = "~/Maildir"
+    mail_path: str = "~/Maildir"
     environment: Mapping[str, str] = field(default_factory=dict)
     may_fail: bool = False  # faults in the log are expected
 
@@ -212,6 +214,8 @@ class Dovecot:
                 (directory / module.name).symlink_to(module.resolve())
         if self.plugin is not None:
             shutil.copy(self.plugin / "lib90_imap_xaps_plugin.so", modules)
+            if is_24():
+                shutil.copy(self.plugin / "libimap_xaps_settings.so", settings)
         lines = []
         for user in self.users:
             home = self.home(user.name)
@@ -226,7 +230,6 @@ class Dovecot:
     def _config_23(self) -> str:
         imap_plugins = " imap_xaps" if self.plugin is not None else ""
         settings = {"xaps_registry": str(self.registry), **self.settings}
-        plugin_settings = "\n  ".join(f"{key} = {value}" for key, value in settings.items())
         return f"""
 base_dir = {self.directory}/run
 state_dir = {self.directory}/state
@@ -236,7 +239,7 @@ listen = 127.0.0.1
 ssl = no
 disable_plaintext_auth = no
 auth_mechanisms = plain
-mail_location = maildir:{self.mail_location}
+mail_location = maildir:{self.mail_path}
 mail_plugin_dir = {self.directory}/modules
 mail_plugins = {" ".join(self.plugins)}
 passdb {{
@@ -264,7 +267,7 @@ service lmtp {{
   }}
 }}
 plugin {{
-  {plugin_settings}
+  {_lines(settings)}
 }}
 protocol imap {{
   mail_plugins = $mail_plugins{imap_plugins}
@@ -274,7 +277,67 @@ protocol imap {{
 """
 
     def _config_24(self) -> str:
-        raise NotImplementedError
+        settings = {"xaps_registry": str(self.registry), **self.settings} if self.plugin is not None else {}
+        imap_plugins = ("imap_xaps",) if self.plugin is not None else ()
+        return f"""
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+base_dir = {self.directory}/run
+state_dir = {self.directory}/state
+log_path = {self.directory}/dovecot.log
+protocols {{
+  imap = yes
+  lmtp = yes
+}}
+listen = 127.0.0.1
+ssl = no
+auth_allow_cleartext = yes
+auth_mechanisms = plain
+mail_driver = maildir
+mail_path = {self.mail_path}
+mail_plugin_dir = {self.directory}/modules
+mail_plugins {{
+  {_each_yes(self.plugins)}
+}}
+passdb passwd-file {{
+  passwd_file_path = {self.directory}/users
+}}
+userdb passwd-file {{
+  passwd_file_path = {self.directory}/users
+}}
+namespace inbox {{
+  inbox = yes
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {self.port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    port = {self.lmtp_port}
+  }}
+}}
+{_lines(settings)}
+protocol imap {{
+  mail_plugins {{
+    {_each_yes(imap_plugins)}
+  }}
+  mail_access_groups = {REGISTRY_GROUP}
+}}
+{self.config}
+"""
+
+
+def _lines(settings: Mapping[str, str]) -> str:
+    return "\n".join(f"{key} = {value}" for key, value in settings.items())
+
+
+def _each_yes(names: Sequence[str]) -> str:
+    return "\n".join(f"{name} = yes" for name in names)
 
 
 def _free_port() -> int:
