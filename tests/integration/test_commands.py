@@ -366,7 +366,7 @@ async def test_forget(site: Site, apns: Simulator, inbox: Path, which: str, left
     assert ran.out.startswith(f"removed {removed} {mask_token(IPHONE if removed == 'alice' else IPAD)}, registered 20")
 
 
-@pytest.mark.parametrize("which", ["carol", "1a0", "ffffff", "1a0000…ff", "%", ""])
+@pytest.mark.parametrize("which", ["carol", IPHONE[:5], "ffffff", f"{IPHONE[:6]}…ff", "%", ""])
 async def test_forget_what_is_not_there(site: Site, apns: Simulator, inbox: Path, which: str) -> None:
     site.register("alice", IPHONE, {"INBOX": inbox})
     ran = await xaps_watch(site.config_file, "forget", which)

@@ -263,6 +263,21 @@ async def test_a_newer_registration_by_the_phone_is_kept(server: Server) -> None
     assert server.registered() == before
 
 
+def test_a_registration_made_during_the_import_is_kept(server: Server) -> None:
+    """The registry decides once more, in the transaction."""
+    inbox = server.mail("alice")
+    now = int(NOW.timestamp() * 1000)
+    server.site.register("alice", PHONE, {"INBOX": inbox}, account_id=ACCOUNTS[0], registered_at=NOW.timestamp())
+    before = server.registered()
+    with Registry(server.site.registry_file) as book:
+        for registered_at in (now - 1, now):
+            assert not book.adopt("alice", ACCOUNTS[0], PHONE, [], topic="t", version=1, registered_at=registered_at)
+        assert server.registered() == before
+        assert book.adopt("alice", ACCOUNTS[0], PHONE, [], topic="t", version=1, registered_at=now + 1)
+    ((device, mailboxes),) = server.registered()
+    assert (device.id, device.topic, device.version, mailboxes) == (before[0][0].id, "t", 1, [])
+
+
 async def test_an_older_registration_is_renewed(server: Server) -> None:
     """The server went back to xapsd for a while."""
     inbox = server.mail("alice")
