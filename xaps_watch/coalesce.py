@@ -103,7 +103,7 @@ class Coalescer:
                 del self._entries[device_id]
 
     def hurry(self) -> None:
-        """All that waits becomes due at once: the service is about to stop."""
+        """All that waits becomes due at once: the service is about to stop, or what held it is mended."""
         for device_id, entry in self._entries.items():
             entry.not_before = -NEVER
             if entry.mailboxes:

@@ -164,6 +164,7 @@ class Service:
                     log.warning("topic changed %s", fields(topic=topics[0], suspended=suspended, resumed=resumed))
         self.registrar.wake()
         self.gate.open()
+        self.coalescer.hurry()  # what was held until the admin had mended something is due now
         self._pump()
 
     def reconfigure(self, push: PushConfig) -> None:

@@ -125,6 +125,7 @@ class DaemonProcess:
         self._systemd.bind(str(address))
         self._systemd.setblocking(False)
         self.notifications.clear()
+        self.exit_status = None
         with self._log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "xaps_watch", "-v", "-c", str(self.config_file), "run",
@@ -183,8 +184,8 @@ class DaemonProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.exit_status is not None and self._process is not None and self._process.returncode is not None:
-            return
+        if self.exit_status is not None:
+            return  # the test has stopped it
         status = await self.stop()
         if kind is None:
             assert status == 0, f"ended with {status}:\n{self.log}"
