@@ -44,7 +44,7 @@ async def run(directory: Path, seed: int, *, seconds: float = 0.0, deliveries: i
     async with World(directory, seed) as world:
         await world.deliver_some()
         await world.settle()
-        rss = _rss(world.daemon.pid)
+        rss = rss_of(world.daemon.pid)
         names = world.faults()
         turn: list[str] = []
         while time.monotonic() - started < seconds or world.ledger.deliveries < deliveries or turn:
@@ -60,11 +60,12 @@ async def run(directory: Path, seed: int, *, seconds: float = 0.0, deliveries: i
         ledger = world.ledger
         return Report(
             seed, time.monotonic() - started, faults, ledger.deliveries, ledger.pushes, ledger.needless,
-            statistics.median(ledger.waits), max(ledger.waits), (rss, _rss(world.daemon.pid)),
+            statistics.median(ledger.waits), max(ledger.waits), (rss, rss_of(world.daemon.pid)),
         )  # fmt: skip
 
 
-def _rss(pid: int) -> int:
+def rss_of(pid: int) -> int:
+    """Resident memory of a process, KiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
