@@ -138,6 +138,7 @@ class Service:
         self._pump()
         while self._sending and (left := deadline - self._monotonic()) > 0:
             await asyncio.wait(self._sending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        self._pusher = None  # or each push that is cancelled would go again
         if self._timer is not None:
             self._timer.cancel()
         for task in self._sending:

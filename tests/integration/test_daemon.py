@@ -1,0 +1,194 @@
+"""The daemon as a process, with the test in systemd's place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.maildirs import deliver_by_link
+from xaps_watch.simulator import Answer
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+async def test_it_tells_systemd_when_it_is_ready_reloading_and_stopping(site: Site, tmp_path: Path) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    async with site.simulator() as simulator:
+        daemon = DaemonProcess(site.configure(simulator.url))
+        await daemon.start()
+        await daemon.notified("WATCHDOG=1")
+        await daemon.notified("STATUS=state=pushing mailboxes=1")
+        daemon.notifications.clear()
+        daemon.signal(signal.SIGHUP)
+        await daemon.notified("RELOADING=1")
+        await daemon.notified("MONOTONIC_USEC=")
+        await daemon.notified("READY=1")
+        assert await daemon.stop() == 0
+    assert "STOPPING=1" in daemon.notifications
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_stops_within_5_seconds_while_apple_is_silent_and_pushes_later(
+    site: Site, tmp_path: Path, number: signal.Signals
+) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    silent = True
+    async with site.simulator(answer=lambda _: Answer(then="silence" if silent else "answer")) as simulator:
+        daemon = DaemonProcess(site.configure(simulator.url))
+        await daemon.start()
+        deliver_by_link(tmp_path / "inbox")
+        await simulator.wait_for(1)
+        asked = time.monotonic()
+        daemon.signal(number)
+        assert await daemon.wait() == 0
+        assert time.monotonic() - asked < 5.0
+        silent = False
+        await daemon.start()
+        await simulator.wait_for(2)
+        assert await daemon.stop() == 0
+
+
+async def test_each_push_is_one_line_without_the_token(site: Site, tmp_path: Path) -> None:
+    token = "0123456789abcdef" * 4
+    site.register("al ice", token, {"INBOX": tmp_path / "inbox", "Entwürfe": tmp_path / "drafts"})
+    async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
+        deliver_by_link(tmp_path / "drafts")
+        await simulator.wait_for(1)
+        await asyncio.sleep(0.3)
+    lines = [line for line in daemon.log.splitlines() if " push " in line]
+    assert len(lines) == 1
+    assert re.search(
+        r'INFO push user="al ice" mailboxes=Entwürfe device=012345…ef status=200 apns-id=[0-9a-f-]+ latency=[\d.]+ms$',
+        lines[0],
+    )
+    assert token not in daemon.log
+
+
+async def test_under_journald_lines_have_priorities_and_no_timestamps(site: Site) -> None:
+    async with site.simulator() as simulator:
+        config = site.configure(simulator.url)
+        read, write = os.pipe()
+        found = os.fstat(write)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "xaps_watch", "-c", str(config), "run", stderr=write,
+            env={**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
+        )  # fmt: skip
+        os.close(write)
+        await asyncio.sleep(2.0)
+        process.terminate()
+        assert await process.wait() == 0
+        with os.fdopen(read) as pipe:
+            lines = pipe.read().splitlines()
+    assert len(lines) >= 3
+    assert all(re.match(r"<[2-7]>[a-z]", line) for line in lines), lines
+
+
+async def test_before_there_is_a_certificate_it_waits_for_it(site: Site, tmp_path: Path) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    async with site.simulator() as simulator:
+        config = site.configure(simulator.url, sections={"apns": {"certificate": None}})
+        async with DaemonProcess(config) as daemon:
+            await daemon.notified('STATUS=state="waiting for credentials: no push credentials yet')
+            deliver_by_link(tmp_path / "inbox")
+            await asyncio.sleep(0.5)
+            assert simulator.requests == 0
+            (tmp_path / "mail.pem").write_bytes(site.certificate.file.read_bytes())
+            await simulator.wait_for(1)
+            await daemon.notified("STATUS=state=pushing")
+
+
+async def test_a_renewed_certificate_is_used_without_a_restart(site: Site, tmp_path: Path) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
+        deliver_by_link(tmp_path / "inbox")
+        await simulator.wait_for(1)
+        renewed = site.authority.push_certificate(TOPIC, name="renewed", topics=(TOPIC,))
+        renewed.file.rename(site.certificate.file)
+        deadline = time.monotonic() + 10
+        while daemon.log.count("credentials in use") < 2:
+            assert time.monotonic() < deadline, daemon.log
+            await asyncio.sleep(0.05)
+        deliver_by_link(tmp_path / "inbox")
+        await simulator.wait_for(2)
+        assert simulator.connections_made == 2
+
+
+async def test_a_configuration_that_became_wrong_changes_nothing(site: Site, tmp_path: Path) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
+        site.config_file.write_text("[apns]\ntopc = 1\n")
+        daemon.notifications.clear()
+        daemon.signal(signal.SIGHUP)
+        await daemon.notified("READY=1")
+        assert "configuration not reloaded" in daemon.log
+        deliver_by_link(tmp_path / "inbox")
+        await simulator.wait_for(1)
+
+
+async def test_a_hundred_reloads_leave_nothing_behind(site: Site) -> None:
+    async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
+        before = _descriptors(daemon.pid)
+        for _ in range(100):
+            daemon.notifications.clear()
+            daemon.signal(signal.SIGHUP)
+            await daemon.notified("READY=1")
+        await asyncio.sleep(0.5)
+        assert _descriptors(daemon.pid) <= before + 2
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+WRONG: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "unknown key": ({"push": {"min_intervall": 1}}, "[push] unknown key 'min_intervall'; did you mean 'min_interval'?"),
+    "missing certificate": ({"apns": {"certificate": "none.pem"}}, "none.pem: cannot be read: No such file"),
+    "missing CA": ({"apns": {"ca_file": "none.pem"}}, "[apns] ca_file "),
+    "topic": ({"apns": {"topic": "org.example"}}, "would be refused by iOS Mail"),
+}
+
+
+@pytest.mark.parametrize(("sections", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_configuration_is_one_line_and_exit_status_78(
+    site: Site, sections: dict[str, dict[str, Any]], message: str
+) -> None:
+    config = site.configure("https://127.0.0.1:1", sections=sections)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "xaps_watch", "-c", config, "run"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 78, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("xaps-watch: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_expired_certificate_and_a_foreign_key_are_exit_status_78(site: Site) -> None:
+    expired = site.authority.push_certificate(TOPIC, name="expired", starts=timedelta(-9), ends=timedelta(-2))
+    other = site.authority.push_certificate(TOPIC, name="other")
+    for apns, message in (
+        ({"certificate": expired.file}, "expired on"),
+        ({"certificate": site.certificate.certificate_file, "key": other.key_file}, "does not fit the certificate"),
+    ):
+        config = site.configure("https://127.0.0.1:1", sections={"apns": apns})
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "xaps_watch", "-c", config, "run"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 78
+        assert message in done.stderr
