@@ -62,12 +62,13 @@ static bool parse_mailboxes(const struct imap_arg *value, struct xaps_request *r
 	if (!imap_arg_get_list_full(value, &list, &count))
 		return FALSE;
 	array_clear(&request->mailboxes);
-	for (unsigned int i = 0; i < count; i++) {
+	for (unsigned int i = 0; i < I_MIN(count, MAILBOXES_MAX); i++) {
 		if (list[i].type == IMAP_ARG_LIST)
 			return FALSE;
-		/* what can't be a name belongs to no mailbox, as any other wrong name */
-		if (arg_get_text(&list[i], &name) && array_count(&request->mailboxes) < MAILBOXES_MAX)
-			array_push_back(&request->mailboxes, &name);
+		/* what can't be a name belongs to no mailbox, and neither does "" */
+		if (!arg_get_text(&list[i], &name))
+			name = "";
+		array_push_back(&request->mailboxes, &name);
 	}
 	return TRUE;
 }

@@ -82,7 +82,8 @@ def make_registry(directory: Path, *, topic: str | None = TOPIC, group: int = RE
 class Dovecot:
     """Started on entering, stopped on leaving; a panic, or the end of a process by a signal, fails the test.
 
-    `config` is added to the configuration at its top, `plugins` to mail_plugins of all protocols.
+    `config` is added to the end of the configuration, DIRECTORY standing for the directory of all its files; `plugins`
+    go to mail_plugins of all protocols.
     With `plugin` None it runs without imap_xaps.
     """
 
@@ -93,7 +94,7 @@ class Dovecot:
     plugins: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # of imap_xaps, beside xaps_registry
     mail_path: str = "~/Maildir"
-    environment: Mapping[str, str] = field(default_factory=dict)
+    imap: str = ""  # how to start Dovecot's imap program, if not directly
     may_fail: bool = False  # faults in the log are expected
 
     def __enter__(self) -> Dovecot:
@@ -159,6 +160,21 @@ class Dovecot:
         with smtplib.LMTP("127.0.0.1", self.lmtp_port) as lmtp:
             lmtp.sendmail("sender@example.org", [username], message)
 
+    def recorded(self, username: str = "alice") -> dict[str, dict[str, Path]]:
+        """The user's registrations: for each device token its mailboxes, and where they are."""
+        assert self.registry is not None
+        with Registry(self.registry) as book:
+            return {
+                device.token: {mailbox.name: Path(mailbox.path) for mailbox in book.mailboxes(device.id)}
+                for device in book.devices(username)
+            }
+
+    def forget(self, username: str | None = None) -> None:
+        """Remove the user's registrations, or all."""
+        assert self.registry is not None
+        with Registry(self.registry) as book:
+            book.forget([device.id for device in book.devices(username)])
+
     @property
     def log(self) -> str:
         file = self.directory / "dovecot.log"
@@ -174,10 +190,14 @@ class Dovecot:
         mount = 'mount --bind "$0" "$1" && shift && exec "$@"'
         return ["unshare", "-m", "sh", "-c", mount, str(self.directory / "settings"), str(MODULES / "settings")]
 
+    @property
+    def _imap_executable(self) -> str:
+        return f"executable = {self.imap} /usr/lib/dovecot/imap" if self.imap else ""
+
     def _start(self) -> None:
         self._process = subprocess.Popen(
             [*self._prefix, "dovecot", "-F", "-c", str(self.config_file)],
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         deadline = time.monotonic() + 30
         while True:
@@ -225,7 +245,8 @@ class Dovecot:
         users = self.directory / "users"
         users.write_text("".join(lines))
         self.config_file = self.directory / "dovecot.conf"
-        self.config_file.write_text(self._config_24() if is_24() else self._config_23())
+        config = self._config_24() if is_24() else self._config_23()
+        self.config_file.write_bytes(os.fsencode(config.replace("DIRECTORY", str(self.directory))))
 
     def _config_23(self) -> str:
         imap_plugins = " imap_xaps" if self.plugin is not None else ""
@@ -268,6 +289,9 @@ service lmtp {{
 }}
 plugin {{
   {_lines(settings)}
+}}
+service imap {{
+  {self._imap_executable}
 }}
 protocol imap {{
   mail_plugins = $mail_plugins{imap_plugins}
@@ -322,6 +346,9 @@ service lmtp {{
   }}
 }}
 {_lines(settings)}
+service imap {{
+  {self._imap_executable}
+}}
 protocol imap {{
   mail_plugins {{
     {_each_yes(imap_plugins)}
