@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 packages=(
     python3-venv python3-dev gcc make pkg-config                 # Python, C
     dovecot-imapd dovecot-lmtpd dovecot-dev libsqlite3-dev       # the plugin, and a Dovecot to run it in
+    dovecot-sieve                                                # the agents; theirs are unpacked, not installed
     sqlite3 nghttp2-client
 )
 
@@ -24,12 +25,13 @@ stage_integration() { pytest tests/integration; }
 stage_plugin_check() { make -s -C plugin all && make -s -C plugin check; }
 stage_plugin() { pytest tests/plugin; }
 stage_e2e() { pytest tests/e2e; }
+stage_agents() { pytest tests/agents; }
 stage_faults() { pytest -s tests/faults; }
 stage_demo() { xaps-watch demo; }
 
 fast=(lint unit integration)
-all=(lint unit integration plugin_check plugin e2e faults demo)
-needs_root=" plugin_check plugin e2e "
+all=(lint unit integration plugin_check plugin e2e agents faults demo)
+needs_root=" plugin_check plugin e2e agents "
 
 # --- how they are run -------------------------------------------------------------------------------------------------
 

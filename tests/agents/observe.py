@@ -1,0 +1,79 @@
+"""One delivery by one agent, seen from all sides: what inotify showed, and which pushes the phone got for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.support.agents.catalog import AGENTS, Agent
+from tests.support.agents.namespace import FOLDER, MailUser
+from tests.support.agents.recorder import Recorder, describe
+from tests.support.agents.stage import Stage, message
+from tests.support.agents.watched import PhonePush, Watched
+from tests.support.maildirs import deliver_by_rename
+
+SENTINEL = "Sentinel"  # a third mailbox of each user: its push tells that all that came before has been decided on
+MAILBOXES = ("INBOX", FOLDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one delivery led to. Latencies in seconds."""
+
+    pushes: list[frozenset[str]]  # the mailboxes that each of them refreshed
+    events: str
+    from_arrival: float  # of the file under its final name, to the request at the local APNs; NaN without one
+    from_return: float  # of the agent; less than nothing where the push overtook it
+
+
+class Rig:
+    """A stage, and the service that watches its users' mailboxes."""
+
+    def __init__(self, stage: Stage, phones: Watched) -> None:
+        self.stage = stage
+        self.phones = phones
+
+    async def observe(self, agent: Agent, mailbox: str) -> Observation:
+        """Delivers one mail. Raises TimeoutError when none appears."""
+        user = self.stage.users[agent.user]
+        before = len(self.phones.pushes(user.name))
+        with Recorder(user.directory(name) / part for name in MAILBOXES for part in ("new", "cur")) as recorder:
+            await asyncio.to_thread(agent.deliver, self.stage, user, message(mailbox), mailbox)
+            returned = time.perf_counter()
+            events = await asyncio.to_thread(recorder.delivery)
+        arrived = next(event.at for event in events if event.complete)
+        pushes = await self.pushes_since(user, before)
+        at = pushes[0].at if pushes else math.nan
+        return Observation([push.mailboxes for push in pushes], describe(events), at - arrived, at - returned)
+
+    async def pushes_since(self, user: MailUser, before: int) -> list[PhonePush]:
+        """All pushes after the first `before`, up to one for a mail in the third mailbox: it is delivered now, and
+        doesn't appear in the answer."""
+        deliver_by_rename(mailboxes_of(user)[SENTINEL])
+        count = before
+        while True:
+            count += 1
+            pushes = (await self.phones.pushed(user.name, count))[before:]
+            if any(SENTINEL in push.mailboxes for push in pushes):
+                return [replace(push, mailboxes=rest) for push in pushes if (rest := push.mailboxes - {SENTINEL})]
+
+
+def mailboxes_of(user: MailUser) -> dict[str, Path]:
+    """What the user's phone registers. The third lies where no agent comes by."""
+    return {**{name: user.directory(name) for name in MAILBOXES}, SENTINEL: user.home / SENTINEL}
+
+
+@asynccontextmanager
+async def rig() -> AsyncIterator[Rig]:
+    """The users of all agents, watched by the service."""
+    with Stage([agent.user for agent in AGENTS]) as stage:
+        mailboxes = {user.name: mailboxes_of(user) for user in stage.users.values()}
+        async with Watched(stage.directory / "xaps-watch", mailboxes) as phones:
+            ready = Rig(stage, phones)
+            await ready.pushes_since(stage.users[AGENTS[0].user], 0)  # from here on there is a connection
+            yield ready

@@ -1,0 +1,32 @@
+"""Every delivery agent, into INBOX and into a folder: one push for each mail, and for the right mailbox."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.agents.observe import MAILBOXES, Rig
+from tests.support.agents.catalog import AGENTS, Agent
+from tests.support.agents.packages import UnavailableError
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+
+# They put the mail straight into cur/.
+INTO_CUR = {"Dovecot Sieve, flags", "IMAP APPEND, flags"}
+CASES = [
+    pytest.param(
+        agent,
+        id=agent.user.removeprefix("user-"),
+        marks=[pytest.mark.xfail(reason="cur/ is not watched yet")] if agent.name in INTO_CUR else [],
+    )
+    for agent in AGENTS
+]
+
+
+@pytest.mark.parametrize("mailbox", MAILBOXES)
+@pytest.mark.parametrize("agent", CASES)
+async def test_a_delivery_is_pushed_once_for_its_mailbox(rig: Rig, agent: Agent, mailbox: str) -> None:
+    try:
+        seen = await rig.observe(agent, mailbox)
+    except UnavailableError as unavailable:
+        pytest.skip(f"{agent.name}: {unavailable}")
+    assert seen.pushes == [{mailbox}]

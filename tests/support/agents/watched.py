@@ -1,0 +1,79 @@
+"""The service as it runs on a server, a phone for each mail user, and the pushes that these phones get."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.daemon import DaemonProcess, Site
+from xaps_watch.apns import mailbox_hash
+from xaps_watch.simulator import Received
+
+
+@dataclass(frozen=True, slots=True)
+class PhonePush:
+    """A push as the phone understands it."""
+
+    at: float  # time.perf_counter() of the request at the local APNs
+    mailboxes: frozenset[str]  # that the phone refreshes
+
+
+class Watched:
+    """``async with Watched(directory, {user: {mailbox: path}}) as phones``: from then on the service watches these."""
+
+    def __init__(
+        self, directory: Path, mailboxes: Mapping[str, Mapping[str, Path]], push: Mapping[str, object] | None = None
+    ) -> None:
+        """`push`: keys of the section [push]; without any each mail is pushed at once, however soon after the last."""
+        self.site = Site(directory)
+        self.service = DaemonProcess(self.site.config_file)
+        self._push = push or {"min_interval": 0.0}
+        self._pushes: dict[str, list[PhonePush]] = {}
+        self._users: dict[str, str] = {}
+        self._names: dict[str, dict[str, str]] = {}
+        self._simulator = self.site.simulator(on_received=self._on_received)
+        self._running = AsyncExitStack()
+        for user, boxes in mailboxes.items():
+            self.register(user, boxes)
+
+    def register(self, user: str, mailboxes: Mapping[str, Path]) -> None:
+        """As the plugin does it when the user's phone asks."""
+        token = hashlib.sha256(user.encode()).hexdigest()
+        self._users[token] = user
+        self._names[user] = {mailbox_hash(name): name for name in mailboxes}
+        self._pushes.setdefault(user, [])
+        self.site.register(user, token, mailboxes)
+
+    async def __aenter__(self) -> Watched:
+        await self._running.enter_async_context(self._simulator)
+        self.site.configure(self._simulator.url, sections={"push": self._push})
+        await self._running.enter_async_context(self.service)
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        await self._running.__aexit__(*exception)
+        refused = [received.faults for received in self._simulator.received if received.faults]
+        assert not refused, f"Apple would have refused {len(refused)} requests: {refused[0]}"
+
+    def pushes(self, user: str) -> list[PhonePush]:
+        """All pushes so far to the user's phone."""
+        return list(self._pushes[user])
+
+    async def pushed(self, user: str, count: int, timeout: float = 20) -> list[PhonePush]:
+        """All pushes to the user's phone, once there are `count`. Raises TimeoutError."""
+        pushes = self._pushes[user]
+        await self._simulator.wait_until(lambda: len(pushes) >= count, timeout, f"{count} pushes to {user}")
+        return list(pushes)
+
+    def _on_received(self, received: Received) -> None:
+        user = self._users[received.token]
+        self._pushes[user].append(PhonePush(received.at, self._refreshed(user, received.payload)))
+
+    def _refreshed(self, user: str, payload: Any) -> frozenset[str]:
+        """iOS: without "m" the INBOX; with it those that were echoed, by the MD5 of their name."""
+        hashes: Iterable[str] | None = payload["aps"].get("m")
+        return frozenset(("INBOX",)) if hashes is None else frozenset(self._names[user][found] for found in hashes)
