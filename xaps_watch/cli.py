@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, module=module or name, help=help, description=description, configured=configured)
 
     command("run", "the daemon, in the foreground (what systemd starts)", module="daemon")
+    command("check", "every precondition, and the mend of what is missing", module="doctor", configured=False)
     command("status", "what the running daemon does now")
     command("devices", "registered devices, their mailboxes, last push and outcome")
     command("push", "send a test push now, and show Apple's answer")

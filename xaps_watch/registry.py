@@ -192,6 +192,12 @@ class Registry:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check(self) -> None:
+        """Look for damage, as far as that is quickly done. Raises RegistryCorruptError."""
+        found = self._rows("PRAGMA quick_check(1)")
+        if found != [("ok",)]:
+            raise RegistryCorruptError(f"{self.path}: damaged: {found[0][0]}")
+
     # --- what others wrote -------------------------------------------------------------------------------------------
 
     def replaced(self) -> bool:

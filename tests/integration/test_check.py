@@ -1,0 +1,291 @@
+"""``xaps-watch check``: a healthy installation is found healthy; each sabotage is named, and its mend works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from xaps_watch import doctor
+from xaps_watch.cli import main
+from xaps_watch.doctor import FAILURE, OK, WARNING, Finding
+from xaps_watch.simulator import Simulator
+
+# Stand-ins for programs whose answers depend on the whole machine; they read what they say from a file.
+PROGRAMS = {
+    "dovecot": 'cat "$(dirname "$0")/version"',
+    "doveconf": 'for last; do :; done; sed -n "s/^$last = //p" "$(dirname "$0")/settings"',
+    "timedatectl": 'cat "$(dirname "$0")/synchronised"',
+}
+SETTINGS = """\
+mail_plugin_dir = {directory}/modules
+mail_plugins = quota imap_xaps
+mail_access_groups = {group}
+imap_capability =
+mail_chroot =
+"""
+
+
+@dataclass(slots=True)
+class Installation:
+    """All that check looks at, in one directory."""
+
+    site: Site
+    simulator: Simulator
+    daemon: DaemonProcess
+    bin: Path
+
+    @property
+    def module(self) -> Path:
+        return self.site.directory / "modules" / "lib90_imap_xaps_plugin.so"
+
+    @property
+    def settings(self) -> Path:
+        return self.bin / "settings"
+
+    async def examine(self) -> list[Finding]:
+        return await asyncio.to_thread(lambda: list(doctor.examine(self.site.config_file)))
+
+    def replace(self, file: Path, old: str, new: str) -> None:
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+async def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Installation]:
+    site = Site(tmp_path)
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    (programs / "version").write_text("2.3.19.1 (9b53102964)\n")
+    (programs / "synchronised").write_text("yes\n")
+    (programs / "settings").write_text(SETTINGS.format(directory=tmp_path, group=site.registry_file.parent.group()))
+    (tmp_path / "modules").mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
+        await daemon.notified("STATUS=")
+        made = Installation(site, simulator, daemon, programs)
+        made.module.write_bytes(b"\x7fELF...2.3.ABIv19(2.3.19.1)\0")
+        yield made
+
+
+def wrong(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.state != OK]
+
+
+async def test_a_healthy_installation(installation: Installation) -> None:
+    findings = await installation.examine()
+    assert wrong(findings) == []
+    assert {finding.subject for finding in findings} == {
+        "configuration", "credentials", "push host", "registry", "mailboxes", "inotify", "clock", "Dovecot", "plugin",
+        "service",
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """What is broken, what check has to say of it, and the mend: check's own command where `mend` is None."""
+
+    do: Callable[[Installation], object]
+    subject: str
+    said: str
+    mend: Callable[[Installation], object] | None = None
+    state: str = FAILURE
+
+
+def _expired(i: Installation) -> None:
+    i.site.authority.push_certificate(TOPIC, name="push", starts=timedelta(-9), ends=timedelta(-2))
+
+
+def _renewed(i: Installation) -> None:
+    i.site.authority.push_certificate(TOPIC, name="push", topics=(TOPIC,))
+
+
+def _sql(statement: str) -> Callable[[Installation], None]:
+    def execute(i: Installation) -> None:
+        with closing(sqlite3.connect(i.site.registry_file)) as book:
+            book.execute(statement)
+            book.commit()
+
+    return execute
+
+
+def _setting(old: str, new: str) -> Callable[[Installation], None]:
+    return lambda i: i.replace(i.settings, old, new)
+
+
+def _config(old: str, new: str) -> Callable[[Installation], None]:
+    return lambda i: i.replace(i.site.config_file, old, new)
+
+
+GROUP = "mail_access_groups = root"
+SABOTAGES = {
+    "a key misspelt": Sabotage(
+        _config("min_interval", "min_intervall"), "configuration", "did you mean 'min_interval'?",
+        _config("min_intervall", "min_interval"),
+    ),
+    "no configuration": Sabotage(
+        lambda i: i.site.config_file.rename(i.bin / "config"), "configuration", "cannot be read",
+        lambda i: (i.bin / "config").rename(i.site.config_file),
+    ),
+    "the certificate is gone": Sabotage(
+        lambda i: i.site.certificate.file.unlink(), "credentials", "cannot be read: No such file", _renewed,
+    ),
+    "the certificate has expired": Sabotage(_expired, "credentials", "expired on", _renewed),
+    "the certificate ends soon": Sabotage(
+        lambda i: i.site.authority.push_certificate(TOPIC, name="push", ends=timedelta(20)),
+        "credentials", "valid for 20 more days", _renewed, WARNING,
+    ),
+    "the certificate ends very soon": Sabotage(
+        lambda i: i.site.authority.push_certificate(TOPIC, name="push", ends=timedelta(3)),
+        "credentials", "valid for 3 more days", _renewed,
+    ),
+    "a topic that iOS refuses": Sabotage(
+        lambda i: i.site.authority.push_certificate("org.example.app", name="push"),
+        "credentials", "would be refused by iOS Mail", _renewed,
+    ),
+    "the key is open to all": Sabotage(
+        lambda i: i.site.certificate.file.chmod(0o644), "credentials", "may be read by everybody",
+    ),
+    "the push host is not there": Sabotage(
+        lambda i: i.replace(i.site.config_file, i.simulator.url, "https://127.0.0.1:1"),
+        "push host", "127.0.0.1:1: Connection refused",
+        lambda i: i.replace(i.site.config_file, "https://127.0.0.1:1", i.simulator.url),
+    ),
+    "the push host is not trusted": Sabotage(
+        lambda i: i.replace(i.site.config_file, f'ca_file = "{i.simulator.ca_file}"\n', ""),
+        "push host", "TLS failed: CERTIFICATE_VERIFY_FAILED",
+        lambda i: i.replace(i.site.config_file, "[apns]\n", f'[apns]\nca_file = "{i.simulator.ca_file}"\n'),
+    ),
+    "the CA file is no certificate": Sabotage(
+        lambda i: i.replace(i.site.config_file, str(i.simulator.ca_file), str(i.bin / "version")),
+        "push host", "it must hold PEM certificates",
+        lambda i: i.replace(i.site.config_file, str(i.bin / "version"), str(i.simulator.ca_file)),
+    ),
+    "the registry's directory lost its setgid bit": Sabotage(
+        lambda i: i.site.registry_file.parent.chmod(0o770), "registry", "has mode 0770",
+    ),
+    "the registry is not writable for its group": Sabotage(
+        lambda i: i.site.registry_file.chmod(0o640), "registry", "has mode 0640",
+    ),
+    "the registry is open to all": Sabotage(
+        lambda i: i.site.registry_file.chmod(0o666), "registry", "is open to everybody",
+    ),
+    "the registry has another group": Sabotage(
+        lambda i: os.chown(i.site.registry_file, -1, 12345), "registry", "has not the group of its directory",
+    ),
+    "the registry is of another release": Sabotage(
+        _sql("PRAGMA user_version = 9"), "registry", "has schema version 9", _sql("PRAGMA user_version = 1"),
+    ),
+    "the registry has no topic": Sabotage(
+        _sql("UPDATE setting SET value = '' WHERE name = 'topic'"), "registry", "is told no topic",
+        _sql("UPDATE setting SET value = (SELECT topic FROM device) WHERE name = 'topic'"),
+    ),
+    "a device is suspended": Sabotage(
+        _sql("UPDATE device SET suspended = '400 BadDeviceToken'"), "registry", "1 devices are suspended",
+        _sql("UPDATE device SET suspended = NULL"), WARNING,
+    ),
+    "a mailbox is gone": Sabotage(
+        lambda i: shutil.rmtree(i.site.directory / "inbox"), "mailboxes", "inbox is gone",
+        lambda i: (i.site.directory / "inbox" / "new").mkdir(parents=True), WARNING,
+    ),
+    "the clock is not synchronised": Sabotage(
+        lambda i: (i.bin / "synchronised").write_text("no\n"), "clock", "not synchronised",
+        lambda i: (i.bin / "synchronised").write_text("yes\n"), WARNING,
+    ),
+    "Dovecot is too old": Sabotage(
+        lambda i: (i.bin / "version").write_text("2.2.36 (x)\n"), "Dovecot", "is too old",
+        lambda i: (i.bin / "version").write_text("2.3.19.1 (x)\n"),
+    ),
+    "Dovecot was upgraded": Sabotage(
+        lambda i: (i.bin / "version").write_text("2.3.21 (x)\n"), "plugin",
+        "was built for Dovecot 2.3.19.1, 2.3.21 is installed",
+        lambda i: i.module.write_bytes(b"2.3.ABIv21(2.3.21)"),
+    ),
+    "the plugin is not installed": Sabotage(
+        lambda i: i.module.rename(i.bin / "module"), "plugin", "No such file or directory",
+        lambda i: (i.bin / "module").rename(i.module),
+    ),
+    "the plugin is not loaded": Sabotage(
+        _setting("quota imap_xaps", "quota"), "plugin", "is not in mail_plugins of protocol imap",
+        _setting("mail_plugins = quota", "mail_plugins = quota imap_xaps"),
+    ),
+    "imap processes lack the group": Sabotage(
+        _setting(GROUP, "mail_access_groups = mail"), "plugin", "lacks mail_access_groups = root",
+        _setting("mail_access_groups = mail", GROUP),
+    ),
+    "an explicit capability": Sabotage(
+        _setting("imap_capability =", "imap_capability = IMAP4rev1 IDLE"), "plugin", "imap_capability is set",
+        _setting("imap_capability = IMAP4rev1 IDLE", "imap_capability ="),
+    ),
+    "a chroot": Sabotage(
+        _setting("mail_chroot =", "mail_chroot = /srv"), "plugin", "mail_chroot hides the registry",
+        _setting("mail_chroot = /srv", "mail_chroot ="),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
+async def test_a_sabotage_is_found_and_its_mend_works(installation: Installation, sabotage: Sabotage) -> None:
+    sabotage.do(installation)
+    found = wrong(await installation.examine())
+    (named,) = (f for f in found if f.subject == sabotage.subject and sabotage.said in f.said)
+    assert named.state == sabotage.state
+    assert named.mend
+    if sabotage.mend is not None:
+        sabotage.mend(installation)
+    else:
+        mending = await asyncio.create_subprocess_shell(named.mend.replace("sudo ", ""))
+        assert await mending.wait() == 0
+    # The running service notices some of it, too, and has to notice the mend.
+    for _ in range(100):
+        if not (found := wrong(await installation.examine())):
+            break
+        await asyncio.sleep(0.1)
+    assert found == []
+
+
+async def test_a_service_that_does_not_run(installation: Installation) -> None:
+    await installation.daemon.stop()
+    (found,) = wrong(await installation.examine())
+    assert (found.subject, found.state) == ("service", FAILURE)
+    assert found.mend == "sudo systemctl enable --now xaps-watch"
+    await installation.daemon.start()
+    assert wrong(await installation.examine()) == []
+
+
+async def test_too_few_inotify_watches(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "WATCH_LIMIT", tmp_path / "limit")
+    (tmp_path / "limit").write_text("5\n")
+    (found,) = wrong(await installation.examine())
+    assert found.said == "max_user_watches is 5, 17 are needed"
+    assert found.mend is not None
+    assert "sysctl -w fs.inotify.max_user_watches=34" in found.mend
+
+
+async def test_the_command_for_people_and_for_monitoring(
+    installation: Installation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-c", str(installation.site.config_file), "check"]
+    assert await asyncio.to_thread(main, arguments) == 0
+    assert "✔ push host: 127.0.0.1:" in capsys.readouterr().out
+    installation.module.unlink()
+    assert await asyncio.to_thread(main, [*arguments, "--json", "--offline"]) == 2
+    printed = capsys.readouterr().out
+    assert '"state": "failure"' in printed
+    assert "push host" not in printed

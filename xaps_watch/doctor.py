@@ -1,0 +1,346 @@
+"""``xaps-watch check``: every precondition, one line each, with the command that mends what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from xaps_watch import config as configuration
+from xaps_watch import credentials, status
+from xaps_watch.config import Config
+from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMissingError
+from xaps_watch.keeper import WARN_DAYS
+from xaps_watch.model import ConfigError
+from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError
+from xaps_watch.terminal import printable
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+_SIGNS = {OK: "✔", WARNING: "!", FAILURE: "✘"}
+_EXIT_STATUS = {OK: 0, WARNING: 1, FAILURE: 2}  # as monitoring plugins have it
+
+_PATIENCE = 10.0  # seconds, for the push host and for Dovecot's programs
+_SHOWN = 5  # mailboxes of which the same is to be said
+WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
+PLUGIN = "imap_xaps"
+_MODULE = "lib90_imap_xaps_plugin.so"
+_SNIPPET = "sudo systemd/install.sh --enable-dovecot"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line."""
+
+    subject: str
+    state: str
+    said: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the examinations are about."""
+
+    config: Config
+    credentials: Credentials | None
+    offline: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="don't connect to the push host")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit status 0: all is well; 1: something should be looked at; 2: something does not work."""
+    findings = list(examine(arguments.config, offline=arguments.offline))
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{_SIGNS[finding.state]} {finding.subject}: {printable(finding.said)}")
+            if finding.mend is not None:
+                print(f"    → {finding.mend}")
+    return max((_EXIT_STATUS[finding.state] for finding in findings), default=0)
+
+
+def examine(path: Path, *, offline: bool = False) -> Iterator[Finding]:
+    """All findings, in the order in which an installation is made."""
+    try:
+        config = configuration.load(path)
+    except ConfigError as error:
+        yield Finding("configuration", FAILURE, str(error), f"sudoedit {path}")
+        return
+    yield Finding("configuration", OK, str(path))
+    loaded: Credentials | None = None
+    try:
+        loaded = credentials.load(config, time.time, time.monotonic)
+    except CredentialsMissingError as error:
+        yield Finding("credentials", FAILURE, str(error), f"sudoedit {path}")
+    except CredentialsError as error:
+        yield Finding("credentials", FAILURE, str(error), _permission_mend(config) or f"sudoedit {path}")
+    case = Case(config, loaded, offline)
+    for examination in EXAMINATIONS:
+        yield from examination(case)
+
+
+def _permission_mend(config: Config) -> str | None:
+    """How to make a credentials file readable, where that is what's wrong."""
+    for file in credentials.files(config):
+        if file.exists() and not os.access(file, os.R_OK):
+            return f"sudo chgrp xaps-watch {file} && sudo chmod 640 {file}"
+    return None
+
+
+# --- Apple -----------------------------------------------------------------------------------------------------------
+
+
+def _credentials(case: Case) -> Iterator[Finding]:
+    found = case.credentials
+    if found is None:
+        return
+    yield Finding("credentials", OK, f"{found.kind} {found.source}, topic {found.topic}")
+    others = [topic for topic in found.topics if topic != found.topic]
+    if others:
+        yield Finding("credentials", OK, f"also for {', '.join(others)}")
+    if found.expires_at is not None:
+        left = (found.expires_at.timestamp() - time.time()) / 86400
+        state = OK if left > WARN_DAYS[0] else WARNING if left > WARN_DAYS[1] else FAILURE
+        mend = None if state == OK else f"get a new certificate from Apple and put it into {found.source}"
+        yield Finding("credentials", state, f"valid for {left:.0f} more days", mend)
+    for file in credentials.files(case.config):
+        if file.exists() and file.stat().st_mode & stat.S_IROTH and file != case.config.apns.ca_file:
+            yield Finding("credentials", FAILURE, f"{file} may be read by everybody", f"sudo chmod o-rwx {file}")
+
+
+def _push_host(case: Case) -> Iterator[Finding]:
+    if case.offline or case.credentials is None:
+        return
+    url = urlsplit(case.config.apns.push_url)
+    host, port = str(url.hostname), url.port or 443
+    try:
+        context = case.credentials.ssl_context(case.config.apns.ca_file)
+        with (
+            socket.create_connection((host, port), timeout=_PATIENCE) as connection,
+            context.wrap_socket(connection, server_hostname=host) as tls,
+        ):
+            protocol, version = tls.selected_alpn_protocol(), tls.version()
+    except CredentialsError as error:
+        yield Finding("push host", FAILURE, str(error), f"sudoedit {case.config.source}")
+    except ssl.SSLError as error:
+        mend = "a proxy in between must let TLS through; the system's CAs: sudo update-ca-certificates"
+        yield Finding("push host", FAILURE, f"{host}:{port}: TLS failed: {error.reason or error}", mend)
+    except OSError as error:
+        mend = f"let this machine connect to {host}, TCP port {port} (outgoing)"
+        yield Finding("push host", FAILURE, f"{host}:{port}: {error.strerror or error}", mend)
+    else:
+        if protocol == "h2":
+            yield Finding("push host", OK, f"{host}:{port} speaks HTTP/2 over {version}")
+        else:
+            yield Finding("push host", FAILURE, f"{host}:{port} speaks no HTTP/2", "no proxy may be in between")
+
+
+# --- the registry and what is registered -----------------------------------------------------------------------------
+
+
+def _registry(case: Case) -> Iterator[Finding]:
+    path = case.config.registry.path
+    try:
+        with Registry(path) as registry:
+            census, topic = registry.census(), registry.settings().get("topic")
+            registry.check()
+    except RegistryError as error:
+        yield Finding("registry", FAILURE, str(error), "sudo systemctl restart xaps-watch")
+        return
+    yield Finding("registry", OK, f"{path}: {census.devices} devices of {census.users} users")
+    if not topic:
+        mend = "sudo systemctl restart xaps-watch; journalctl -u xaps-watch -n 20"
+        yield Finding("registry", FAILURE, "the plugin is told no topic, so Dovecot announces no push", mend)
+    yield from _modes(path.parent, DIRECTORY_MODE)
+    yield from _modes(path, FILE_MODE)
+    if path.stat().st_gid != path.parent.stat().st_gid:
+        mend = f"sudo chgrp {_group(path.parent)} {path}*"
+        yield Finding("registry", FAILURE, f"{path} has not the group of its directory", mend)
+    if census.suspended:
+        said = f"{census.suspended} devices are suspended until they register again"
+        yield Finding("registry", WARNING, said, "xaps-watch devices")
+
+
+def _modes(path: Path, wanted: int) -> Iterator[Finding]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & wanted != wanted:
+        said = f"{path} has mode {mode:04o}; imap processes of all users must be able to write, by group"
+        yield Finding("registry", FAILURE, said, f"sudo chmod {wanted:04o} {path}")
+    elif mode & 0o007:
+        yield Finding("registry", FAILURE, f"{path} is open to everybody", f"sudo chmod {wanted:04o} {path}")
+
+
+def _group(path: Path) -> str:
+    gid = path.stat().st_gid
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _mailboxes(case: Case) -> Iterator[Finding]:
+    try:
+        with Registry(case.config.registry.path) as registry:
+            paths = sorted(registry.paths())
+    except RegistryError:
+        return  # told above
+    gone = [path for path in paths if not Path(path).is_dir()]
+    there = [path for path in paths if path not in set(gone)]
+    closed = [path for path in there if not os.access(f"{path}/new", os.R_OK | os.X_OK)]
+    for path in gone[:_SHOWN]:
+        mend = "none needed: the phone forgets it when it registers again, within a day"
+        yield Finding("mailboxes", WARNING, f"{path} is gone", mend)
+    for path in closed[:_SHOWN]:
+        mend = "run this as root; the service reads it by CAP_DAC_READ_SEARCH: systemctl cat xaps-watch"
+        yield Finding("mailboxes", FAILURE, f"{path}/new can't be read", mend)
+    more = len(gone) + len(closed) - min(len(gone), _SHOWN) - min(len(closed), _SHOWN)
+    if more:
+        yield Finding("mailboxes", WARNING, f"{more} more are gone or unreadable")
+    if paths and not gone and not closed:
+        yield Finding("mailboxes", OK, f"all {len(paths)} are there")
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def _inotify(case: Case) -> Iterator[Finding]:
+    try:
+        with Registry(case.config.registry.path) as registry:
+            mailboxes = len(registry.paths())
+    except RegistryError:
+        mailboxes = 0
+    need = (2 if case.config.push.sync_changes else 1) * mailboxes + 16
+    limit = int(WATCH_LIMIT.read_text())
+    if limit < need:
+        sysctl = f"fs.inotify.max_user_watches={2 * need}"
+        mend = f"echo {sysctl} | sudo tee /etc/sysctl.d/60-xaps-watch.conf && sudo sysctl -w {sysctl}"
+        yield Finding("inotify", FAILURE, f"max_user_watches is {limit}, {need} are needed", mend)
+    else:
+        yield Finding("inotify", OK, f"{limit} watches allowed, {need} needed")
+
+
+def _clock(case: Case) -> Iterator[Finding]:
+    printed = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    if printed is None:
+        yield Finding("clock", WARNING, "timedatectl can't be asked whether the clock is right")
+    elif printed.strip() == "yes":
+        yield Finding("clock", OK, "synchronised")
+    else:
+        matters = "provider tokens need" if case.credentials and case.credentials.kind == "token" else "it should have"
+        said = f"not synchronised: {matters} the right time"
+        yield Finding("clock", WARNING, said, "sudo timedatectl set-ntp true")
+
+
+def _daemon(case: Case) -> Iterator[Finding]:
+    try:
+        answer = status.ask(case.config.status.socket)
+    except status.StatusError as error:
+        yield Finding("service", FAILURE, str(error), "sudo systemctl enable --now xaps-watch")
+        return
+    troubles = answer.get("troubles") or []
+    yield Finding("service", OK if not troubles else WARNING, str(answer["state"]))
+    for trouble in troubles:
+        yield Finding("service", WARNING, str(trouble), "xaps-watch status; journalctl -u xaps-watch -n 50")
+
+
+# --- Dovecot ---------------------------------------------------------------------------------------------------------
+
+
+def _dovecot(case: Case) -> Iterator[Finding]:
+    version = _output("dovecot", "--version")
+    if version is None:
+        said = "not installed here; where it runs in a container or elsewhere, check it there"
+        yield Finding("Dovecot", WARNING, said, "sudo apt-get install dovecot-imapd")
+        return
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if number < (2, 3):
+        yield Finding("Dovecot", FAILURE, f"{version.strip()} is too old", "Dovecot 2.3 or 2.4 is needed")
+        return
+    yield Finding("Dovecot", OK, version.split()[0])
+    yield from _plugin_file(version)
+    yield from _plugin_settings(case, number >= (2, 4))
+
+
+def _plugin_file(version: str) -> Iterator[Finding]:
+    directory = Path((_doveconf("mail_plugin_dir") or "/usr/lib/dovecot/modules").strip())
+    module = directory / _MODULE
+    try:
+        content = module.read_bytes()
+    except OSError as error:
+        yield Finding("plugin", FAILURE, f"{module}: {error.strerror}", "sudo systemd/install.sh")
+        return
+    # Dovecot loads only what was built for its own version; the module names it, as "2.3.ABIv19(2.3.19.1)".
+    built = re.search(rb"\d+\.\d+\.ABIv[0-9a-z]+\(([0-9.]+)", content)
+    running = version.split()[0]
+    if built is None or built[1].decode() != running:
+        said = f"{module} was built for Dovecot {built[1].decode() if built else '(unknown)'}, {running} is installed"
+        yield Finding("plugin", FAILURE, said, "sudo systemd/install.sh")
+    else:
+        yield Finding("plugin", OK, str(module))
+
+
+def _plugin_settings(case: Case, is_24: bool) -> Iterator[Finding]:
+    plugins = _doveconf("mail_plugins", protocol="imap")
+    if plugins is None:
+        yield Finding("plugin", FAILURE, "Dovecot's configuration can't be read", "sudo doveconf -n")
+        return
+    if not re.search(rf"\b{PLUGIN}\b", plugins):
+        yield Finding("plugin", FAILURE, f"{PLUGIN} is not in mail_plugins of protocol imap", _SNIPPET)
+    else:
+        yield Finding("plugin", OK, f"{PLUGIN} is loaded in protocol imap")
+    group = _group(case.config.registry.path.parent) if case.config.registry.path.parent.exists() else "xaps-watch"
+    if group not in re.split(r"[\s,]+", _doveconf("mail_access_groups", protocol="imap") or ""):
+        said = f"protocol imap lacks mail_access_groups = {group}: the plugin can't open the registry"
+        yield Finding("plugin", FAILURE, said, _SNIPPET)
+    if (_doveconf("imap_capability", protocol="imap") or "").strip() and not is_24:
+        said = "imap_capability is set explicitly, so that no plugin's capability is announced"
+        yield Finding("plugin", FAILURE, said, "write imap_capability = +… with only what is to be added")
+    if (_doveconf("mail_chroot", protocol="imap") or "").strip():
+        said = "mail_chroot hides the registry from the plugin"
+        yield Finding("plugin", FAILURE, said, "without chroot: mail_chroot =")
+
+
+def _doveconf(setting: str, protocol: str | None = None) -> str | None:
+    """The value of a Dovecot setting; None if it can't be had."""
+    return _output("doveconf", *(["-f", f"protocol={protocol}"] if protocol else []), "-h", setting)
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None if it isn't there or fails."""
+    program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+EXAMINATIONS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    _credentials,
+    _push_host,
+    _registry,
+    _mailboxes,
+    _inotify,
+    _clock,
+    _dovecot,
+    _daemon,
+)
