@@ -19,6 +19,7 @@ import httpx
 
 from xaps_watch.credentials import Credentials
 from xaps_watch.model import Outcome, Push, Registration, Request, Ruling, is_inbox
+from xaps_watch.transport import PushTransport
 
 PAYLOAD_LIMIT = 4096  # bytes
 EXPIRATION = 24 * 3600  # seconds for which Apple keeps a push for a phone that is off
@@ -153,13 +154,18 @@ class Apns:
         time: Callable[[], float],
         priority: int | None = None,
         timeout: float = 30.0,
+        transport: str = "fast",
     ) -> None:
-        """Raises CredentialsError. `timeout`: seconds for one push, from its start to the end of its answer."""
+        """Raises CredentialsError. `timeout`: seconds for one push, from its start to the end of its answer.
+
+        `transport`: "fast" for our own, "httpx" for httpx's.
+        """
         self.credentials = credentials
         self._url = httpx.URL(url)
         self._time = time
         self._timeout = timeout
         self._priority = priority
+        self._fast = transport == "fast"
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -168,6 +174,8 @@ class Apns:
         self._closing: set[asyncio.Task[None]] = set()
 
     def _new_transport(self) -> httpx.AsyncBaseTransport:
+        if self._fast:
+            return PushTransport(self._tls)
         return httpx.AsyncHTTPTransport(
             verify=self._tls,
             http1=False,
@@ -177,8 +185,8 @@ class Apns:
         )
 
     def _give_up(self, transport: httpx.AsyncBaseTransport) -> None:
-        """Its connection is silent or muddled, and would stay so until TCP gives up, in a quarter of an hour."""
-        if transport is self._transport:
+        """httpx goes on using a connection that is silent or muddled until TCP gives up, in a quarter of an hour."""
+        if transport is self._transport and not self._fast:
             self._transport = self._new_transport()
             task = asyncio.create_task(transport.aclose())
             self._closing.add(task)
@@ -233,8 +241,12 @@ class Apns:
 
     async def _exchange(self, push: Push, body: bytes, authorization: str | None) -> Outcome:
         url = self._url.copy_with(path=f"/3/device/{push.device.token}")
-        request = httpx.Request("POST", url, headers=self._headers(push, authorization), content=body)
+        patience = dict.fromkeys(("connect", "pool", "read"), self._timeout)
+        headers = self._headers(push, authorization)
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions={"timeout": patience})
         transport = self._transport
+        if self._fast:  # it keeps the deadlines itself, and looks after its connection
+            return await self._roundtrip(transport, request)
         try:
             return await asyncio.wait_for(self._roundtrip(transport, request), self._timeout)
         except (asyncio.TimeoutError, httpx.ProtocolError):

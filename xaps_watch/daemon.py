@@ -147,6 +147,7 @@ class Daemon:
                 time=time.time,
                 priority=apns.priority,
                 timeout=apns.timeout,
+                transport=apns.transport,
             )
         await self.service.use(self._apns, credentials.topics if credentials is not None else ())
         if before is not None:

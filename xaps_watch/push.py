@@ -126,6 +126,7 @@ async def _send(config: Config, pushes: Sequence[Push], *, silent: bool) -> list
         time=time.time,
         priority=apns.priority,
         timeout=apns.timeout,
+        transport=apns.transport,
     )
     attempts: list[_Attempt] = []
     try:
