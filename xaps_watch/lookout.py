@@ -44,9 +44,10 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """It is another directory, or the first one: to be watched by `descriptor` (O_PATH), which the receiver closes."""
+    """It is another directory, or the first one: to be watched by these (O_PATH), which the receiver closes."""
 
-    descriptor: int
+    descriptor: int  # of new/
+    cur: int  # descriptor of the cur/ beside it; -1 if there is none
     identity: Identity
     cur_changed: float  # unix time
 
@@ -76,11 +77,19 @@ def _open(path: str, new: bytes) -> Found:
     descriptor = os.open(new, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         identity = Identity.of(os.fstat(descriptor))
+        cur = _open_cur(path)
         cur_changed = _changed(os.fsencode(path) + b"/cur")
     except BaseException:
         os.close(descriptor)
         raise
-    return Found(descriptor, identity, cur_changed)
+    return Found(descriptor, cur, identity, cur_changed)
+
+
+def _open_cur(path: str) -> int:
+    try:
+        return os.open(os.fsencode(path) + b"/cur", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _changed(directory: bytes) -> float:

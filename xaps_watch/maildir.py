@@ -165,6 +165,11 @@ class EventReader:
         batch.count = count
         return batch
 
+    @property
+    def renaming(self) -> bool:
+        """Whether files were renamed out of a directory, and not seen to arrive in another."""
+        return bool(self._renames or self._older_renames)
+
     def moved_away(self) -> set[int]:
         """Directories that files were renamed out of, to where no watch is. To be asked when the queue was drained."""
         gone = {wd for wd, name in self._older_renames.values()}

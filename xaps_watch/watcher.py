@@ -23,13 +23,14 @@ from dataclasses import dataclass
 import pyinotify
 
 from xaps_watch.lookout import EVERYTHING, NOTHING, SLACK, Answer, Found, Identity, Lookout, Same, look
-from xaps_watch.maildir import LARGEST_EVENT, MAIL_MASK, Batch, EventReader
+from xaps_watch.maildir import CHANGE_MASK, LARGEST_EVENT, MAIL_MASK, Batch, EventReader
 from xaps_watch.model import XapsError
 
 log = logging.getLogger(__name__)
 pyinotify.log.disabled = True  # it prints each failure; the lines below say what it means
 
 _READ_SIZE = 64 * 1024  # about 800 events, 1 ms of work
+_RENAME_PATIENCE = 0.1  # seconds; the two halves of a rename lie a few events apart
 _LOOKS_AT_ONCE = 64  # descriptors open at a time, and 2 ms of the loop when all are to be watched
 
 
@@ -63,12 +64,13 @@ class WatcherStatus:
 class _Mailbox:
     """What is kept for each path."""
 
-    __slots__ = ("delay", "error", "identity", "path", "since", "wd")
+    __slots__ = ("cur", "delay", "error", "identity", "path", "since", "wd")
 
     def __init__(self, path: str, since: float) -> None:
         self.path = path
         self.since = since  # of the look that is to be done or being done, or of the time when it went missing
         self.wd = 0  # of new/; 0 while there is none
+        self.cur = 0  # of cur/, likewise
         self.identity: Identity | None = None
         self.error = 0  # errno, while it can't be watched
         self.delay = 0.0  # until the next try
@@ -118,6 +120,7 @@ class Watcher:
         self._lookout = Lookout("xaps-watch-lookout")
         self._loop.add_reader(self._fd, self._on_readable)
         self._timer: asyncio.TimerHandle | None = None
+        self._renames_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._pump()
         self._set_timer()
@@ -125,8 +128,9 @@ class Watcher:
     def close(self) -> None:
         """Stop watching. What is still in the queue isn't reported: `caught_up_to` doesn't cover it."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._renames_timer):
+            if timer is not None:
+                timer.cancel()
         self._lookout.close()
         self._loop.remove_reader(self._fd)
         self._manager.close()
@@ -220,33 +224,52 @@ class Watcher:
             self._on_overflow()
         if batch.ignored or batch.moved:
             self._on_directories_gone(batch)
-        self._report(batch.mail)
+        if batch.mail:
+            self._on_delivery(self._paths(batch.mail))
+        changed = batch.changed - batch.mail
         if len(data) <= _READ_SIZE - LARGEST_EVENT and not self._overflowed:
             self._drained_at = before  # the queue was emptied: all that came before this read was in it
+            changed |= self._reader.moved_away()
+        self._report_changes(changed)
+        if self._on_change is not None and self._reader.renaming and self._renames_timer is None:
+            self._renames_timer = self._loop.call_later(_RENAME_PATIENCE, self._on_renames_timer)
 
-    def _report(self, wds: Iterable[int]) -> None:
-        paths = {mailbox.path for wd in wds for mailbox in self._by_wd.get(wd, ())}
-        if paths:
-            self._on_delivery(paths)
+    def _on_renames_timer(self) -> None:
+        """No event came since that would have told where those files went: away."""
+        self._renames_timer = None
+        self._report_changes(self._reader.moved_away() | self._reader.moved_away())
+
+    def _report_changes(self, wds: Collection[int]) -> None:
+        if self._on_change is not None and (paths := self._paths(wds)):
+            self._on_change(paths)
+
+    def _paths(self, wds: Iterable[int]) -> set[str]:
+        """The mailboxes whose new/ or cur/ these are."""
+        own_new = self._reader.own_new
+        return {mailbox.path for wd in wds for mailbox in self._by_wd.get(own_new.get(wd, wd), ())}
 
     def _is_complete(self, wd: int, name: bytes) -> bool:
-        mailboxes = self._by_wd.get(wd)
+        new = self._reader.own_new.get(wd)
+        mailboxes = self._by_wd.get(wd if new is None else new)
         if not mailboxes:
             return False
         try:
-            status = os.lstat(os.fsencode(mailboxes[0].path) + b"/new/" + name)
+            status = os.lstat(os.fsencode(mailboxes[0].path) + (b"/new/" if new is None else b"/cur/") + name)
         except OSError:
             return True  # already taken by an IMAP session, or the folder was renamed: in doubt it is mail
         return status.st_size > 0 or status.st_nlink > 1
 
     def _on_directories_gone(self, batch: Batch) -> None:
         for wd in batch.ignored:
+            for mailbox in self._by_wd.get(self._reader.own_new.get(wd, 0), ()):
+                mailbox.cur, mailbox.identity = 0, None  # so that the look finds both directories anew
+                self._enqueue(mailbox, self._drained_at)
             self._reader.forget(wd)
             for mailbox in self._by_wd.pop(wd, ()):
                 mailbox.wd = 0
                 self._enqueue(mailbox, self._drained_at)
         for wd in batch.moved:
-            for mailbox in self._by_wd.get(wd, ()):
+            for mailbox in self._by_wd.get(self._reader.own_new.get(wd, wd), ()):
                 self._enqueue(mailbox, NOTHING)
 
     def _on_overflow(self) -> None:
@@ -318,21 +341,21 @@ class Watcher:
         replaced = mailbox.identity is not None and mailbox.identity.inode != found.identity.inode
         self._detach(mailbox)
         try:
-            # By descriptor, so that it is the very directory that was looked at, and for names that aren't UTF-8.
-            name = f"/proc/self/fd/{found.descriptor}"
-            wd = self._manager.add_watch(name, MAIL_MASK, quiet=False)[name]
-            self._manager.del_watch(wd)  # only from pyinotify's own table: 250 bytes each that nobody reads
+            wd = self._add_watch(found.descriptor)
             changed = os.fstat(found.descriptor).st_ctime
+            cur = self._add_cur_watch(mailbox.path, found.cur)
         except pyinotify.WatchManagerError:
             self._on_absent(mailbox, since, ctypes.get_errno())
             return
         finally:
-            os.close(found.descriptor)
+            _discard(found)
         others = self._by_wd.setdefault(wd, [])
         for other in others:  # reached by two paths, or renamed
             self._enqueue(other, NOTHING)
         others.append(mailbox)
-        mailbox.wd, mailbox.identity = wd, found.identity
+        mailbox.wd, mailbox.cur, mailbox.identity = wd, cur, found.identity
+        if cur:
+            self._reader.own_new[cur] = wd
         if mailbox.error:
             log.info("mailbox back path=%s", mailbox.path)
             mailbox.error, mailbox.delay = 0, 0.0
@@ -341,17 +364,37 @@ class Watcher:
         if max(changed, found.cur_changed) > since - SLACK:
             self._enqueue(mailbox, since)
 
+    def _add_watch(self, directory: int) -> int:
+        """By descriptor, so that it is the very directory that was looked at, and for names that aren't UTF-8."""
+        name = f"/proc/self/fd/{directory}"
+        mask = MAIL_MASK if self._on_change is None else CHANGE_MASK
+        wd: int = self._manager.add_watch(name, mask, quiet=False)[name]
+        self._manager.del_watch(wd)  # only from pyinotify's own table: 250 bytes each that nobody reads
+        return wd
+
+    def _add_cur_watch(self, path: str, directory: int) -> int:
+        """0 where it can't be had: most mail comes through new/ all the same."""
+        if directory < 0:
+            return 0
+        try:
+            return self._add_watch(directory)
+        except pyinotify.WatchManagerError:
+            log.warning("cur/ not watched path=%s error=%s", path, os.strerror(ctypes.get_errno()))
+            return 0
+
     def _detach(self, mailbox: _Mailbox) -> None:
         """Take the mailbox off its watch, and the watch away with the last one."""
-        wd, mailbox.wd = mailbox.wd, 0
+        (wd, mailbox.wd), (cur, mailbox.cur) = (mailbox.wd, 0), (mailbox.cur, 0)
         if not wd:
             return
         mailboxes = self._by_wd[wd]
         mailboxes.remove(mailbox)
         if not mailboxes:
             del self._by_wd[wd]
-            self._reader.forget(wd)
-            self._manager.rm_watch(wd)
+            for watched in (cur, wd):
+                if watched:
+                    self._reader.forget(watched)
+                    self._manager.rm_watch(watched)
 
     def _on_absent(self, mailbox: _Mailbox, since: float, error: int) -> None:
         self._detach(mailbox)
@@ -391,6 +434,8 @@ class Watcher:
 def _discard(answer: Answer) -> None:
     if isinstance(answer, Found):
         os.close(answer.descriptor)
+        if answer.cur >= 0:
+            os.close(answer.cur)
 
 
 def _bytes_waiting(fd: int) -> int:

@@ -10,20 +10,9 @@ from tests.support.agents.packages import UnavailableError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
-# They put the mail straight into cur/.
-INTO_CUR = {"Dovecot Sieve, flags", "IMAP APPEND, flags"}
-CASES = [
-    pytest.param(
-        agent,
-        id=agent.user.removeprefix("user-"),
-        marks=[pytest.mark.xfail(reason="cur/ is not watched yet")] if agent.name in INTO_CUR else [],
-    )
-    for agent in AGENTS
-]
-
 
 @pytest.mark.parametrize("mailbox", MAILBOXES)
-@pytest.mark.parametrize("agent", CASES)
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.user.removeprefix("user-"))
 async def test_a_delivery_is_pushed_once_for_its_mailbox(rig: Rig, agent: Agent, mailbox: str) -> None:
     try:
         seen = await rig.observe(agent, mailbox)
