@@ -81,7 +81,7 @@ def _generated(readme: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.agents.table", description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its marks in FILE")
-    parser.add_argument("--rounds", type=int, default=5, help="deliveries for each agent and mailbox (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="deliveries for each agent and mailbox (%(default)s)")
     options = parser.parse_args(arguments)
     if options.write:
         agents_named(options.write.read_text(encoding="utf-8"))  # fails now rather than after all the work

@@ -1,0 +1,21 @@
+"""The README's table of agents names those that are tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.agents.table import agents_named, replaced
+from tests.support.agents.catalog import AGENTS
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_names_the_agents_of_the_tests() -> None:
+    assert agents_named(README.read_text(encoding="utf-8")) == [agent.name for agent in AGENTS], (
+        "python -m tests.agents.table --write README.md"
+    )
+
+
+def test_a_new_table_takes_the_place_of_the_old() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert replaced(replaced(readme, "| new |"), "| newer |").count("newer") == 1
