@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.agents.stage import FIRST_UID
 from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
-from tests.support.dovecot import Dovecot, build_plugin
+from tests.support.dovecot import Dovecot, User, build_plugin
 from tests.support.phone import Registration
 from xaps_watch.simulator import Received, Simulator
 from xaps_watch.status import ask
 
-QUIET = 1.5  # seconds without a push after which none is expected any more: three intervals between pushes
+QUIET = 1.0  # seconds without a push after which none is expected any more: two intervals between pushes
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dovecot(plugin: Path) -> Iterator[Dovecot]:
-    with Dovecot(plugin) as running:
+    with Dovecot(plugin, users=(User("alice", FIRST_UID), User("bob", FIRST_UID + 1))) as running:
         yield running
 
 

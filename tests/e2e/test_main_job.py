@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import shutil
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import System
+from tests.support.agents.deliver import maildrop, postfix_local, postfix_virtual, procmail
+from tests.support.agents.namespace import FOLDER as FOLDER_OF_AGENTS
+from tests.support.agents.namespace import MailUser
+from tests.support.agents.stage import Stage, message
 from tests.support.daemon import device_token
 from tests.support.dovecot import Dovecot
 from tests.support.maildirs import deliver_by_copy, deliver_by_link, deliver_by_rename, read_all
@@ -54,30 +57,19 @@ def by_lda(dovecot: Dovecot, mailbox: str) -> None:
     dovecot.deliver("alice", MESSAGE, mailbox=mailbox)
 
 
-def by_procmail(dovecot: Dovecot, mailbox: str) -> None:
-    rules = dovecot.home("alice") / "procmailrc"
-    # In a link, since procmail takes a blank in a name for the end of it.
-    link = dovecot.home("alice") / "destination"
-    link.unlink(missing_ok=True)
-    link.symlink_to(path_of(dovecot, mailbox))
-    rules.write_text(f"DEFAULT={link}/\n")
-    os.chown(rules, 5000, 5000)
-    _as_alice(dovecot, "procmail", "-m", str(rules))
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Where the delivery agents run."""
+    with Stage(["alice"]) as ready:
+        yield ready
 
 
-def _as_alice(dovecot: Dovecot, *command: str) -> None:
-    subprocess.run(
-        [shutil.which(command[0]) or command[0], *command[1:]],
-        input=MESSAGE, check=True, user=5000, group=5000, extra_groups=[], timeout=30, cwd=dovecot.home("alice"),
-        env={"HOME": str(dovecot.home("alice")), "LOGNAME": "alice", "PATH": os.environ["PATH"]},
-    )  # fmt: skip
-
+Agent = Callable[[Stage, MailUser, bytes, str], None]
 
 WAYS: dict[str, Callable[[Dovecot, str], object]] = {
     "rename": lambda dovecot, mailbox: deliver_by_rename(path_of(dovecot, mailbox)),
     "link": lambda dovecot, mailbox: deliver_by_link(path_of(dovecot, mailbox)),
     "dovecot-lda": by_lda,
-    "procmail": by_procmail,
 }
 
 
@@ -89,6 +81,20 @@ async def test_the_plugin_echoes_what_exists_and_pushes_name_what_changed(system
         for mailbox in registration.mailboxes:
             deliver(system.dovecot, mailbox)
             assert refreshed(registration, await system.pushes()) == [{mailbox}], f"{name} to {mailbox}"
+
+
+@pytest.mark.parametrize("agent", [postfix_virtual, postfix_local, maildrop, procmail], ids=lambda a: a.__name__)
+async def test_another_delivery_agent(system: System, stage: Stage, agent: Agent) -> None:
+    """Installed from Debian, run privately, delivering into the mailboxes that Dovecot serves."""
+    system.dovecot.create_mailboxes("alice", FOLDER_OF_AGENTS)
+    user = stage.users["alice"]
+    shutil.rmtree(user.maildir)
+    user.maildir.symlink_to(system.dovecot.maildir("alice"))
+    registration = system.register("alice", 1, ("INBOX", FOLDER_OF_AGENTS))
+    await system.watched(system.dovecot.maildir("alice"))
+    for mailbox in registration.mailboxes:
+        await asyncio.to_thread(agent, stage, user, message(mailbox), mailbox)
+        assert refreshed(registration, await system.pushes()) == [{mailbox}]
 
 
 async def test_a_slow_copy_is_pushed_once_it_is_complete(system: System) -> None:
