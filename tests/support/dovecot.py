@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -82,9 +83,9 @@ def make_registry(directory: Path, *, topic: str | None = TOPIC, group: int = RE
 class Dovecot:
     """Started on entering, stopped on leaving; a panic, or the end of a process by a signal, fails the test.
 
-    `config` is added to the end of the configuration, DIRECTORY standing for the directory of all its files; `plugins`
-    go to mail_plugins of all protocols.
-    With `plugin` None it runs without imap_xaps.
+    `config` is added to the end of the configuration, DIRECTORY standing for the directory of all its files there and
+    in users' fields; `plugins` go to mail_plugins of all protocols.
+    With `plugin` None it runs without imap_xaps; if that isn't `enabled`, it is there, but not in the configuration.
     """
 
     plugin: Path | None  # a directory with the plugin as build_plugin() leaves it
@@ -94,6 +95,7 @@ class Dovecot:
     plugins: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # of imap_xaps, beside xaps_registry
     mail_path: str = "~/Maildir"
+    enabled: bool = True
     imap: str = ""  # how to start Dovecot's imap program, if not directly
     may_fail: bool = False  # faults in the log are expected
 
@@ -175,6 +177,18 @@ class Dovecot:
         with Registry(self.registry) as book:
             book.forget([device.id for device in book.devices(username)])
 
+    def imap_processes(self, username: str = "alice") -> set[int]:
+        """The processes of the user's sessions; users of one uid can't be told apart."""
+        (uid,) = (user.uid for user in self.users if user.name == username)
+        processes = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                command, _, numbers = (process / "stat").read_text().rpartition(")")
+                is_ours = command.endswith("(imap") and int(numbers.split()[1]) == self._process.pid
+                if is_ours and process.stat().st_uid == uid:
+                    processes.add(int(process.name))
+        return processes
+
     @property
     def log(self) -> str:
         file = self.directory / "dovecot.log"
@@ -243,14 +257,18 @@ class Dovecot:
             os.chown(home, user.uid, user.uid)
             lines.append(f"{user.name}:{{PLAIN}}pw:{user.uid}:{user.uid}::{home}::{user.extra}\n")
         users = self.directory / "users"
-        users.write_text("".join(lines))
+        users.write_text("".join(lines).replace("DIRECTORY", str(self.directory)))
         self.config_file = self.directory / "dovecot.conf"
         config = self._config_24() if is_24() else self._config_23()
         self.config_file.write_bytes(os.fsencode(config.replace("DIRECTORY", str(self.directory))))
 
+    @property
+    def _is_enabled(self) -> bool:
+        return self.plugin is not None and self.enabled
+
     def _config_23(self) -> str:
-        imap_plugins = " imap_xaps" if self.plugin is not None else ""
-        settings = {"xaps_registry": str(self.registry), **self.settings}
+        settings = {"xaps_registry": str(self.registry), **self.settings} if self._is_enabled else {}
+        imap_plugins = " imap_xaps" if self._is_enabled else ""
         return f"""
 base_dir = {self.directory}/run
 state_dir = {self.directory}/state
@@ -301,8 +319,8 @@ protocol imap {{
 """
 
     def _config_24(self) -> str:
-        settings = {"xaps_registry": str(self.registry), **self.settings} if self.plugin is not None else {}
-        imap_plugins = ("imap_xaps",) if self.plugin is not None else ()
+        settings = {"xaps_registry": str(self.registry), **self.settings} if self._is_enabled else {}
+        imap_plugins = ("imap_xaps",) if self._is_enabled else ()
         return f"""
 dovecot_config_version = 2.4.0
 dovecot_storage_version = 2.4.0
