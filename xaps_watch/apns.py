@@ -19,7 +19,7 @@ import httpx
 
 from xaps_watch.credentials import Credentials
 from xaps_watch.model import Outcome, Push, Registration, Request, Ruling, is_inbox
-from xaps_watch.transport import PushTransport
+from xaps_watch.transport import open_transport
 
 PAYLOAD_LIMIT = 4096  # bytes
 EXPIRATION = 24 * 3600  # seconds for which Apple keeps a push for a phone that is off
@@ -156,41 +156,17 @@ class Apns:
         timeout: float = 30.0,
         transport: str = "fast",
     ) -> None:
-        """Raises CredentialsError. `timeout`: seconds for one push, from its start to the end of its answer.
-
-        `transport`: "fast" for our own, "httpx" for httpx's.
-        """
+        """Raises CredentialsError. `timeout`: seconds for one push, from its sending to the end of its answer, and as
+        many again for each of what comes before: a connection, and leave to send one request more on it."""
         self.credentials = credentials
         self._url = httpx.URL(url)
         self._time = time
-        self._timeout = timeout
+        self._timeouts = dict.fromkeys(("connect", "pool", "write", "read"), timeout)
         self._priority = priority
-        self._fast = transport == "fast"
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._tls = credentials.ssl_context(ca_file)
-        self._transport = self._new_transport()
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def _new_transport(self) -> httpx.AsyncBaseTransport:
-        if self._fast:
-            return PushTransport(self._tls)
-        return httpx.AsyncHTTPTransport(
-            verify=self._tls,
-            http1=False,
-            http2=True,
-            # httpx would drop an idle connection after 5 s; Apple asks to keep it.
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
-        )
-
-    def _give_up(self, transport: httpx.AsyncBaseTransport) -> None:
-        """httpx goes on using a connection that is silent or muddled until TCP gives up, in a quarter of an hour."""
-        if transport is self._transport and not self._fast:
-            self._transport = self._new_transport()
-            task = asyncio.create_task(transport.aclose())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        self._transport = open_transport(transport, credentials.ssl_context(ca_file))
 
     async def aclose(self) -> None:
         """Close the connection when the pushes that are in flight on it have ended."""
@@ -218,8 +194,6 @@ class Apns:
             return await self._authorized(push, body)
         except httpx.TransportError as error:
             return Outcome(_NO_ANSWER, reason=f"{type(error).__name__}: {error}".rstrip(": "))
-        except asyncio.TimeoutError:
-            return Outcome(_NO_ANSWER, reason=f"no answer within {self._timeout:g} s")
 
     async def _authorized(self, push: Push, body: bytes) -> Outcome:
         authorization = self.credentials.authorization()
@@ -240,25 +214,12 @@ class Apns:
             return await self._exchange(push, body, authorization)
 
     async def _exchange(self, push: Push, body: bytes, authorization: str | None) -> Outcome:
-        url = self._url.copy_with(path=f"/3/device/{push.device.token}")
-        patience = dict.fromkeys(("connect", "pool", "read"), self._timeout)
+        # The path goes past httpx.URL, which takes longer to parse it than all the rest of the request.
+        extensions = {"target": b"/3/device/" + push.device.token.encode(), "timeout": self._timeouts}
         headers = self._headers(push, authorization)
-        request = httpx.Request("POST", url, headers=headers, content=body, extensions={"timeout": patience})
-        transport = self._transport
-        if self._fast:  # it keeps the deadlines itself, and looks after its connection
-            return await self._roundtrip(transport, request)
-        try:
-            return await asyncio.wait_for(self._roundtrip(transport, request), self._timeout)
-        except (asyncio.TimeoutError, httpx.ProtocolError):
-            self._give_up(transport)
-            raise
-
-    async def _roundtrip(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> Outcome:
-        response = await transport.handle_async_request(request)
-        try:
-            return outcome_of(response, await response.aread(), self._time())
-        finally:
-            await response.aclose()
+        request = httpx.Request("POST", self._url, headers=headers, content=body, extensions=extensions)
+        response = await self._transport.handle_async_request(request)
+        return outcome_of(response, await response.aread(), self._time())
 
     def _headers(self, push: Push, authorization: str | None) -> dict[str, str]:
         headers = {

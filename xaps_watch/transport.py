@@ -185,15 +185,15 @@ class PushTransport(httpx.AsyncBaseTransport):
                 exchange.fail(httpx.PoolTimeout(f"not sent within {exchange.patience('pool'):g} s"))
                 self._waiting.remove(exchange)
             else:
-                exchange.fail(httpx.ReadTimeout(f"no answer within {exchange.patience('read'):g} s"))
-                connection.give_up(exchange)
-                connection.ping()  # does it answer anything?
+                patience = exchange.patience("read")
+                exchange.fail(httpx.ReadTimeout(f"no answer within {patience:g} s"))
+                connection.give_up(exchange, exchange.deadline - patience)
             self._exchanges.discard(exchange)
         self._watch(min((exchange.deadline for exchange in self._exchanges), default=math.inf))
 
     def _abandon(self, exchange: _Exchange) -> None:
         if exchange.connection is not None:
-            exchange.connection.give_up(exchange)
+            exchange.connection.give_up(exchange, -math.inf)
         elif exchange in self._waiting:
             self._waiting.remove(exchange)
 
@@ -299,9 +299,12 @@ class _Connection(asyncio.Protocol):
                 self._owner._watch(exchange.deadline)
         self._write()
 
-    def give_up(self, exchange: _Exchange) -> None:
-        """Nobody waits for this answer any more."""
-        if self._exchanges.pop(exchange.stream, None) is not None:
+    def give_up(self, exchange: _Exchange, silent_since: float) -> None:
+        """Nobody waits for this answer any more. A connection on which nothing at all came since then is dead."""
+        if self._heard < silent_since:
+            self._finish(httpx.ReadError, "the server fell silent")
+            self._socket.abort()
+        elif self._exchanges.pop(exchange.stream, None) is not None:
             self._http2.reset(exchange.stream)
             self.pump_soon()
             self._close_if_done()
@@ -372,7 +375,7 @@ class _Connection(asyncio.Protocol):
             due = self._pinged + self._owner.ping_timeout
             if due <= now:
                 reason = f"the server didn't answer a PING within {self._owner.ping_timeout:g} s"
-                self._finish(httpx.ReadTimeout, reason)
+                self._finish(httpx.ReadError, reason)
                 self._socket.abort()
                 return
         else:
@@ -467,15 +470,21 @@ class _Encoder:
 # The fallback
 
 
-class HttpxTransport(httpx.AsyncHTTPTransport):
-    """httpx's own, with one connection, and with a deadline for the whole of each request.
+class HttpxTransport(httpx.AsyncBaseTransport):
+    """httpx's own, with one connection, with a deadline for the whole of each request, and a new start after trouble.
 
-    httpx applies ``read`` to each read of the connection: a request that is never answered would wait for as long as
-    others are."""
+    httpx applies ``read`` to each read of the connection, so that a request that is never answered would wait for as
+    long as others are. And it uses a connection again that has become silent, or on which it tripped over a lowered
+    stream limit: until TCP gives up, in a quarter of an hour."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
-        super().__init__(
-            verify=tls,
+        self._tls = tls
+        self._inner = self._start()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _start(self) -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(
+            verify=self._tls,
             http1=False,
             http2=True,
             # httpx would drop an idle connection after 5 s; Apple asks to keep it.
@@ -483,15 +492,20 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """As `PushTransport`'s, with the whole response read. The error of a deadline is ReadTimeout."""
+        """As `PushTransport`'s. The error of a deadline is ReadTimeout."""
         patience = request.extensions.get("timeout", {}).get("read")
+        inner = self._inner
         try:
-            return await asyncio.wait_for(self._read(request), patience)
+            return await asyncio.wait_for(self._whole(inner, request), patience)
         except asyncio.TimeoutError:
+            self._give_up(inner)
             raise httpx.ReadTimeout(f"no answer within {patience:g} s", request=request) from None
+        except httpx.ProtocolError:
+            self._give_up(inner)
+            raise
 
-    async def _read(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
+    async def _whole(self, inner: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = await inner.handle_async_request(request)
         try:
             body = b"".join([chunk async for chunk in response.aiter_raw()])
         finally:
@@ -503,6 +517,16 @@ class HttpxTransport(httpx.AsyncHTTPTransport):
             extensions=response.extensions,
             request=request,
         )
+
+    def _give_up(self, inner: httpx.AsyncHTTPTransport) -> None:
+        if inner is self._inner:
+            self._inner = self._start()
+            task = asyncio.create_task(inner.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 def open_transport(name: str, tls: ssl.SSLContext) -> httpx.AsyncBaseTransport:

@@ -47,7 +47,8 @@ class Line:
         keys = credentials.load(loaded, self.time, time.monotonic)
         before = self._apns
         self._apns = Apns(
-            loaded.apns.push_url, keys, ca_file=loaded.apns.ca_file, time=time.time, timeout=loaded.apns.timeout
+            loaded.apns.push_url, keys, ca_file=loaded.apns.ca_file, time=time.time, timeout=loaded.apns.timeout,
+            transport=loaded.apns.transport,
         )
         await self.service.use(self._apns, keys.topics)
         if before is not None:

@@ -46,7 +46,12 @@ class Site:
     def configure(self, url: str, *, sections: Mapping[str, Mapping[str, object]] | None = None) -> Path:
         """Write the configuration: push to `url`, with the certificate; `sections` add to that or replace it."""
         tables: dict[str, dict[str, object]] = {
-            "apns": {"url": url, "ca_file": self.authority.ca_file, "certificate": self.certificate.file},
+            "apns": {
+                "url": url,
+                "ca_file": self.authority.ca_file,
+                "certificate": self.certificate.file,
+                "transport": os.environ.get("XAPS_WATCH_TEST_TRANSPORT"),  # to run any test with the fallback, httpx
+            },
             "registry": {"path": self.registry_file},
             "push": {"min_interval": 0.5},
             "status": {"socket": self.status_socket},
