@@ -500,7 +500,7 @@ class HttpxTransport(httpx.AsyncBaseTransport):
         except asyncio.TimeoutError:
             self._give_up(inner)
             raise httpx.ReadTimeout(f"no answer within {patience:g} s", request=request) from None
-        except httpx.ProtocolError:
+        except (httpx.TimeoutException, httpx.ProtocolError):
             self._give_up(inner)
             raise
 
