@@ -53,9 +53,10 @@ def _median(seconds: Iterable[float]) -> str:
 
 def _made_with(rounds: int) -> str:
     system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
         f"Milliseconds, INBOX / folder, medians of {rounds}, to the arrival of the request at the local APNs; {system},"
-        f" Linux {platform.release()}, Python {platform.python_version()}. Below 0: the push overtook the agent's exit."
+        f" Linux {kernel}, Python {platform.python_version()}. Below 0: the push overtook the agent's exit."
         " Postfix, Exim and OpenSMTPD return when the mail is in their queue."
     )
 

@@ -1,4 +1,4 @@
-"""imap-hibernate takes an idling client's connection and gives it to a new imap process when the client speaks again."""
+"""imap-hibernate takes an idling client's connection, and gives it to a new imap process when the client speaks."""
 
 from __future__ import annotations
 
