@@ -60,6 +60,7 @@ class Verdict(enum.Enum):
     MAIL = "new mail"
     CHANGE = "a change made elsewhere"
     NOTHING = "nothing"
+    FLAGS = "a change if the flags in the name are others than before; else nothing"
     LOOK = "new mail if the file is complete; else wait for its writer"
 
 
@@ -76,20 +77,21 @@ class Rule:
 
 
 _NEW, _CUR = Where.NEW, Where.CUR
-_MAIL, _CHANGE, _NOTHING, _LOOK = Verdict.MAIL, Verdict.CHANGE, Verdict.NOTHING, Verdict.LOOK
+_MAIL, _CHANGE, _FLAGS, _LOOK = Verdict.MAIL, Verdict.CHANGE, Verdict.FLAGS, Verdict.LOOK
+_NOTHING = Verdict.NOTHING
 
 # fmt: off
 RULES = (
     Rule(_NEW, IN_MOVED_TO, Origin.ELSEWHERE, _MAIL, _MAIL, "dovecot-lda, LMTP, Exim, OpenSMTPD, mbsync: from tmp/"),
-    Rule(_NEW, IN_MOVED_TO, Origin.NEW, _NOTHING, _NOTHING, "mbsync assigning UIDs, offlineimap: a new name"),
+    Rule(_NEW, IN_MOVED_TO, Origin.NEW, _FLAGS, _FLAGS, "mbsync assigning UIDs; flags: doveadm, OfflineIMAP"),
     Rule(_NEW, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _MAIL, "rsync: writes .name.XXXXXX beside the final name"),
     Rule(_NEW, IN_MOVED_TO, Origin.CUR, _CHANGE, _CHANGE, "mutt: a read mail set back to new"),
     Rule(_NEW, IN_CREATE, None, _LOOK, _LOOK, "Postfix, maildrop, procmail, qmail, fdm, getmail: link()"),
     Rule(_NEW, IN_CLOSE_WRITE, None, _MAIL, _MAIL, "cp, rsync --inplace, mv between filesystems: written in place"),
     Rule(_NEW, IN_DELETE, None, _CHANGE, _CHANGE, "a POP3 server or a script removing unread mail"),
     Rule(_CUR, IN_MOVED_TO, Origin.ELSEWHERE, _MAIL, _CHANGE, "Sieve's addflag, IMAP APPEND and COPY with flags"),
-    Rule(_CUR, IN_MOVED_TO, Origin.NEW, _NOTHING, _CHANGE, "a session selecting the mailbox; seen: reading at once"),
-    Rule(_CUR, IN_MOVED_TO, Origin.CUR, _CHANGE, _CHANGE, "any client changing flags"),
+    Rule(_CUR, IN_MOVED_TO, Origin.NEW, _FLAGS, _FLAGS, "a session selecting the mailbox; flags: reading at once"),
+    Rule(_CUR, IN_MOVED_TO, Origin.CUR, _FLAGS, _FLAGS, "any client changing flags"),
     Rule(_CUR, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _CHANGE, "rsync of a whole Maildir"),
     Rule(_CUR, IN_CREATE, None, _LOOK, _CHANGE, "Dovecot copying between mailboxes by link(); cp"),
     Rule(_CUR, IN_CLOSE_WRITE, None, _MAIL, _CHANGE, "cp, rsync --inplace"),
@@ -105,15 +107,15 @@ def is_mail_name(name: bytes) -> bool:
     return not name.startswith(b".")
 
 
-def is_unseen(name: bytes) -> bool:
-    """Whether the flags in the name leave the mail worth a push: not seen (S), a draft (D) or deleted (T).
-
-    They follow ``:2,``; where a colon can't be in a file name, agents write ``;2,`` or ``!2,``.
-    """
+def flags_in(name: bytes) -> bytes:
+    """The flags in a file name: what follows ``:2,``, or ``;2,`` or ``!2,`` where a colon can't be in a file name."""
     at = name.rfind(b"2,")
-    if at < 1 or name[at - 1] not in b":;!":
-        return True
-    return not any(flag in b"SDT" for flag in name[at + 2 :])
+    return b"" if at < 1 or name[at - 1] not in b":;!" else name[at + 2 :]
+
+
+def is_unseen(name: bytes) -> bool:
+    """Whether the flags in the name leave the mail worth a push: not seen (S), a draft (D) or deleted (T)."""
+    return not any(flag in b"SDT" for flag in flags_in(name))
 
 
 @dataclass(slots=True)
@@ -189,7 +191,7 @@ class EventReader:
         if mask == IN_MOVED_FROM:
             self._moved_from(batch, wd, cookie, name)
             return
-        origin = self._origin(batch, wd, cookie) if mask == IN_MOVED_TO else None
+        origin, before = self._origin(batch, wd, cookie) if mask == IN_MOVED_TO else (None, b"")
         if not is_mail_name(name):
             return
         verdicts = _TABLE.get((_CUR if wd in self.own_new else _NEW, mask, origin))
@@ -198,7 +200,9 @@ class EventReader:
         verdict = verdicts[0] if is_unseen(name) else verdicts[1]
         if mask == IN_CLOSE_WRITE:
             self._writing.pop((wd, name), None)
-        if verdict is _LOOK:
+        if verdict is _FLAGS:
+            verdict = _CHANGE if flags_in(name) != flags_in(before) else _NOTHING
+        elif verdict is _LOOK:
             verdict = self._look(batch, wd, name, now)
         if verdict is _MAIL:
             batch.mail.add(wd)
@@ -223,21 +227,22 @@ class EventReader:
             batch.changed.update(self.moved_away())
         self._renames[cookie] = (wd, name)
 
-    def _origin(self, batch: Batch, wd: int, cookie: int) -> Origin:
+    def _origin(self, batch: Batch, wd: int, cookie: int) -> tuple[Origin, bytes]:
+        """Where the file was, and under which name."""
         source = self._renames.pop(cookie, None) or self._older_renames.pop(cookie, None)
         if source is None:
-            return Origin.ELSEWHERE
+            return Origin.ELSEWHERE, b""
         source_wd, source_name = source
         if source_wd == wd:
             if not is_mail_name(source_name):
-                return Origin.DOTFILE
-            return Origin.CUR if wd in self.own_new else Origin.NEW
+                return Origin.DOTFILE, source_name
+            return (Origin.CUR if wd in self.own_new else Origin.NEW), source_name
         if self.own_new.get(wd) == source_wd:
-            return Origin.NEW
+            return Origin.NEW, source_name
         if self.own_new.get(source_wd) == wd:
-            return Origin.CUR
+            return Origin.CUR, source_name
         batch.changed.add(source_wd)
-        return Origin.ELSEWHERE
+        return Origin.ELSEWHERE, source_name
 
     def _look(self, batch: Batch, wd: int, name: bytes, now: float) -> Verdict:
         if wd in batch.mail or self._is_complete(wd, name):
