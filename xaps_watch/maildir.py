@@ -23,11 +23,13 @@ IN_UNMOUNT = 0x2000
 IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
+IN_MASK_ADD = 0x20000000
 IN_ISDIR = 0x40000000
 
 # What a watch asks for. IN_IGNORED (removed, unmounted) and IN_Q_OVERFLOW come unasked.
 MAIL_MASK = IN_CREATE | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR
 CHANGE_MASK = MAIL_MASK | IN_DELETE
+PARENT_MASK = IN_CREATE | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR | IN_MASK_ADD
 
 EVENT_HEADER = struct.Struct("iIII")  # wd, mask, cookie, length of the name with its padding
 LARGEST_EVENT = EVENT_HEADER.size + 256  # NAME_MAX + 1, as inotify pads it
@@ -125,8 +127,9 @@ class Batch:
     mail: set[int] = field(default_factory=set)
     changed: set[int] = field(default_factory=set)
     ignored: list[int] = field(default_factory=list)  # the kernel dropped the watch: removed or unmounted
+    unmounted: set[int] = field(default_factory=set)
     moved: list[int] = field(default_factory=list)  # the watched directory itself was renamed
-    directories: set[tuple[int, bytes]] = field(default_factory=set)  # appeared in the directory wd
+    appeared: list[tuple[int, bytes]] = field(default_factory=list)  # in a directory where something is expected
     overflow: bool = False  # events were lost
     count: int = 0
 
@@ -140,11 +143,61 @@ class EventReader:
 
     def __init__(self, is_complete: Callable[[int, bytes], bool]) -> None:
         self._is_complete = is_complete
-        self.own_new: dict[int, int] = {}  # descriptor of a cur/ → that of the new/ of the same mailbox
+        self._own_new: dict[int, int] = {}  # descriptor of a cur/ → that of the new/ of the same mailbox
+        self._named: dict[int, set[bytes]] = {}
+        self._parents: set[int] = set()
+        self._particular: set[int] = set()  # all of these
         # Renames whose second half is still to come, by cookie, in two generations so that old ones fall out.
         self._renames: dict[int, tuple[int, bytes]] = {}
         self._older_renames: dict[int, tuple[int, bytes]] = {}
         self._writing: dict[tuple[int, bytes], float] = {}
+
+    # What is watched, where it isn't simply a new/
+
+    def add_cur(self, cur: int, new: int) -> None:
+        """`cur` is the cur/ of the mailbox whose new/ is `new`."""
+        self._own_new[cur] = new
+        self._particular.add(cur)
+
+    def add_parent(self, wd: int) -> None:
+        """In this directory something is expected to appear; it is no part of a mailbox."""
+        self._parents.add(wd)
+        self._particular.add(wd)
+
+    def add_named(self, wd: int) -> None:
+        """Keep the names of what is delivered here."""
+        self._named.setdefault(wd, set())
+        self._particular.add(wd)
+
+    def take_names(self, wd: int) -> frozenset[bytes]:
+        """The names kept since the last call."""
+        names = self._named.get(wd)
+        if not names:
+            return frozenset()
+        self._named[wd] = set()
+        return frozenset(names)
+
+    def forget(self, wd: int) -> None:
+        """The directory is no longer watched."""
+        self._own_new.pop(wd, None)
+        self._named.pop(wd, None)
+        self._parents.discard(wd)
+        self._particular.discard(wd)
+        if self._writing:
+            self._writing = {key: since for key, since in self._writing.items() if key[0] != wd}
+
+    def new_of(self, wd: int) -> int:
+        """The new/ of the mailbox that the directory, new/ or cur/, belongs to."""
+        return self._own_new.get(wd, wd)
+
+    def is_cur(self, wd: int) -> bool:
+        return wd in self._own_new
+
+    def any_cur(self) -> int | None:
+        """Some cur/ that is watched."""
+        return next(iter(self._own_new), None)
+
+    # What happened
 
     @property
     def writing_since(self) -> float | None:
@@ -154,39 +207,49 @@ class EventReader:
     def feed(self, data: bytes, now: float) -> Batch:
         """Read what one read(2) gave: whole events only, inotify(7). `now` goes into `writing_since`."""
         batch = Batch()
-        mail, own_new, unpack = batch.mail, self.own_new, EVENT_HEADER.unpack_from
+        mail, particular, unpack = batch.mail, self._particular, EVENT_HEADER.unpack_from
         position, end, count = 0, len(data), 0
         while position < end:
             wd, mask, cookie, length = unpack(data, position)
             start = position + 16
             position = start + length
             count += 1
-            if wd in mail and mask in _TELLS_NO_MORE and not self._writing and not self._renames and wd not in own_new:
+            if (
+                wd in mail
+                and mask in _TELLS_NO_MORE
+                and wd not in particular
+                and not (self._renames or self._older_renames or self._writing)
+            ):
                 continue
             self._event(batch, wd, mask, cookie, data[start:position].rstrip(b"\0"), now)
         batch.count = count
         return batch
 
     @property
-    def renaming(self) -> bool:
-        """Whether files were renamed out of a directory, and not seen to arrive in another."""
+    def awaits_renames(self) -> bool:
+        """Whether `moved_away` may have something to tell."""
         return bool(self._renames or self._older_renames)
 
     def moved_away(self) -> set[int]:
-        """Directories that files were renamed out of, to where no watch is. To be asked when the queue was drained."""
-        gone = {wd for wd, name in self._older_renames.values()}
+        """Directories that files were renamed out of, to where no watch is, before the last call but one."""
+        gone = {wd for wd, name in self._older_renames.values() if is_mail_name(name)}
         self._older_renames, self._renames = self._renames, {}
         return gone
 
-    def forget(self, wd: int) -> None:
-        """The directory is no longer watched."""
-        self.own_new.pop(wd, None)
-        for key in [key for key in self._writing if key[0] == wd]:
+    def overdue(self, before: float) -> set[int]:
+        """Give up waiting for the writers of files that appeared before this; where one left mail behind after all."""
+        overdue = [key for key, since in self._writing.items() if since < before]
+        for key in overdue:
             del self._writing[key]
+        return {wd for wd, name in overdue if self._is_complete(wd, name)}
 
     def _event(self, batch: Batch, wd: int, mask: int, cookie: int, name: bytes, now: float) -> None:
         if mask & _ABOUT_WATCHES:
             self._about_watch(batch, wd, mask, name)
+            return
+        if wd in self._parents:
+            if mask & (IN_CREATE | IN_MOVED_TO):
+                batch.appeared.append((wd, name))
             return
         if mask == IN_MOVED_FROM:
             self._moved_from(batch, wd, cookie, name)
@@ -194,7 +257,7 @@ class EventReader:
         origin, before = self._origin(batch, wd, cookie) if mask == IN_MOVED_TO else (None, b"")
         if not is_mail_name(name):
             return
-        verdicts = _TABLE.get((_CUR if wd in self.own_new else _NEW, mask, origin))
+        verdicts = _TABLE.get((_CUR if wd in self._own_new else _NEW, mask, origin))
         if verdicts is None:
             return
         verdict = verdicts[0] if is_unseen(name) else verdicts[1]
@@ -206,6 +269,8 @@ class EventReader:
             verdict = self._look(batch, wd, name, now)
         if verdict is _MAIL:
             batch.mail.add(wd)
+            if wd in self._named:
+                self._named[wd].add(name)
         elif verdict is _CHANGE:
             batch.changed.add(wd)
 
@@ -213,12 +278,14 @@ class EventReader:
         """What isn't about a file."""
         if mask & IN_Q_OVERFLOW:
             batch.overflow = True
+        elif mask & IN_UNMOUNT:
+            batch.unmounted.add(wd)
         elif mask & IN_IGNORED:
             batch.ignored.append(wd)
         elif mask & IN_MOVE_SELF:
             batch.moved.append(wd)
-        elif mask & (IN_CREATE | IN_MOVED_TO):
-            batch.directories.add((wd, name))
+        elif wd in self._parents and mask & (IN_CREATE | IN_MOVED_TO):
+            batch.appeared.append((wd, name))
 
     def _moved_from(self, batch: Batch, wd: int, cookie: int, name: bytes) -> None:
         if self._writing.pop((wd, name), None) is not None:
@@ -236,10 +303,10 @@ class EventReader:
         if source_wd == wd:
             if not is_mail_name(source_name):
                 return Origin.DOTFILE, source_name
-            return (Origin.CUR if wd in self.own_new else Origin.NEW), source_name
-        if self.own_new.get(wd) == source_wd:
+            return (Origin.CUR if wd in self._own_new else Origin.NEW), source_name
+        if self._own_new.get(wd) == source_wd:
             return Origin.NEW, source_name
-        if self.own_new.get(source_wd) == wd:
+        if self._own_new.get(source_wd) == wd:
             return Origin.CUR, source_name
         batch.changed.add(source_wd)
         return Origin.ELSEWHERE, source_name

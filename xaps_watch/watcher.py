@@ -1,50 +1,73 @@
 """The watch set: which mailboxes are watched, and in which of them mail appeared.
 
-inotify's descriptor is read in the event loop, with bounded reads. pyinotify's WatchManager places the watches; its
-Notifier isn't used: it takes about 30 µs an event, the whole queue in one callback, and loses a batch on one file name
-that isn't UTF-8.
+Events are read and watches are placed in the event loop; whatever touches a disk is done by lookout.py in a thread,
+one for the local disks and one for each remote filesystem, so that a dead file server holds nobody else up.
+
+A folder that is renamed keeps its watch, and inotify tells nobody. Watching the directories above would tell, at the
+price of more than twice the watches and their pinned inodes. So each path is compared with what is watched from time to
+time instead: one stat(2) each, at most a thousandth of a CPU altogether.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
-import fcntl
-import heapq
 import logging
 import os
-import struct
-import termios
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-import pyinotify
-
-from xaps_watch.lookout import EVERYTHING, NOTHING, SLACK, Answer, Found, Identity, Lookout, Same, look
-from xaps_watch.maildir import CHANGE_MASK, LARGEST_EVENT, MAIL_MASK, Batch, EventReader
-from xaps_watch.model import XapsError
+from xaps_watch.absent import Absentees
+from xaps_watch.inotify import Inotify, sysctl
+from xaps_watch.inotify import WatchError as WatchError
+from xaps_watch.logs import fields
+from xaps_watch.lookout import (
+    EVERYTHING,
+    NO_MEMORY,
+    NOTHING,
+    SLACK,
+    Absent,
+    Answer,
+    Found,
+    Lookout,
+    Memory,
+    Request,
+    Same,
+    look,
+)
+from xaps_watch.maildir import CHANGE_MASK, MAIL_MASK, PARENT_MASK, Batch, EventReader
+from xaps_watch.mounts import MountTable, is_remote
+from xaps_watch.notices import Notices
 
 log = logging.getLogger(__name__)
-pyinotify.log.disabled = True  # it prints each failure; the lines below say what it means
 
-_READ_SIZE = 64 * 1024  # about 800 events, 1 ms of work
-_RENAME_PATIENCE = 0.1  # seconds; the two halves of a rename lie a few events apart
 _LOOKS_AT_ONCE = 64  # descriptors open at a time, and 2 ms of the loop when all are to be watched
+_LOOK_COST = 10e-6  # seconds of CPU, for one path compared with its directory
+_WRITER_PATIENCE = 900.0  # seconds for a file to be filled
+_RENAME_PATIENCE = 0.5  # seconds for the second half of a rename
+_STUCK = 10.0  # seconds after which a filesystem that doesn't answer is no longer waited for
+_FULL = (errno.ENOSPC, errno.ENOMEM)
+_GONE_FOR_GOOD = -1  # as inode: the directory was removed, not only renamed or unmounted
 
-
-class WatchError(XapsError):
-    """inotify can't be used at all."""
+_MENDS = {
+    errno.EACCES: "give the service CAP_DAC_READ_SEARCH (AmbientCapabilities=) or its user the right to enter it",
+    errno.EMFILE: "raise LimitNOFILE=",
+    errno.ENOTCONN: "mount the filesystem again",
+    errno.ESTALE: "mount the filesystem again",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """How often the watcher looks where no event would tell. Seconds."""
 
-    verify_interval: float = 10.0  # that each path still leads to the directory watched; longer with many mailboxes
+    verify_interval: float = 10.0  # at least, between two comparisons of a path with what is watched
+    share: float = 0.001  # of a CPU that they may take: with many mailboxes the interval grows
     retry_first: float = 0.1  # for what is missing; doubled each time
     retry_last: float = 60.0
+    room_interval: float = 60.0  # between two tries to place watches when the kernel's limit was reached
+    rescan_interval: float = 1.0  # between two rescans while events keep being lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,36 +77,102 @@ class WatcherStatus:
     mailboxes: int
     watched: int
     polled: int
+    polled_why: dict[str, int]  # filesystem, or "limit": fs.inotify.max_user_watches
     missing: int
-    waiting: int  # looks that are still to be done
+    waiting: int  # looks that are still to be taken
+    silent: list[str]  # mount points that don't answer
     events: int
     overflows: int
     looks: int
 
 
+class SteadyClock:
+    """Unix time that is never set back.
+
+    What the wall clock was set back by is added up; `wall` takes it off again, for comparison with the times of files:
+    no file that came after the steady time has an earlier time than that.
+    """
+
+    def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._wall, self._monotonic = wall, monotonic
+        self._offset = wall() - monotonic()
+        self._set_back = 0.0
+
+    def now(self) -> float:
+        wall = self._wall()
+        offset = wall - self._monotonic()
+        if offset < self._offset:
+            self._set_back += self._offset - offset
+        self._offset = offset
+        return wall + self._set_back
+
+    def steady(self, wall: float) -> float:
+        """The steady time for a wall-clock time that was noted before; one in the future can't be relied on."""
+        now = self.now()
+        return EVERYTHING if wall + self._set_back > now + SLACK and wall != NOTHING else wall + self._set_back
+
+    def wall(self, steady: float) -> float:
+        return steady - self._set_back
+
+
+class _Polled:
+    """What is kept for a mailbox in which events don't tell everything."""
+
+    __slots__ = ("at", "due", "memory", "why")
+
+    def __init__(self, why: str, at: float, due: float) -> None:
+        self.why = why
+        self.at = at  # steady; what appeared before has been reported
+        self.due = due  # monotonic
+        self.memory: Memory = NO_MEMORY
+
+
 class _Mailbox:
     """What is kept for each path."""
 
-    __slots__ = ("cur", "delay", "error", "identity", "path", "since", "wd")
+    __slots__ = ("cur_wd", "device", "inode", "path", "polled", "wd")
 
-    def __init__(self, path: str, since: float) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.since = since  # of the look that is to be done or being done, or of the time when it went missing
         self.wd = 0  # of new/; 0 while there is none
-        self.cur = 0  # of cur/, likewise
-        self.identity: Identity | None = None
-        self.error = 0  # errno, while it can't be watched
-        self.delay = 0.0  # until the next try
+        self.cur_wd = 0
+        self.device = 0  # of new/, as last seen
+        self.inode = 0  # 0: never seen
+        self.polled: _Polled | None = None
+
+
+class _Lane:
+    """The looks at one filesystem, one batch after the other."""
+
+    __slots__ = ("asked_at", "looking", "lookout", "name", "silent", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # mount point; "" for the local disks
+        self.lookout = Lookout(f"look {name or 'local'}"[:15])
+        self.waiting: dict[_Mailbox, float] = {}  # since when (steady) mail in it may be unreported
+        self.looking: dict[_Mailbox, float] = {}  # in the thread's hands
+        self.asked_at = 0.0  # monotonic
+        self.silent = False
+
+    @property
+    def is_idle(self) -> bool:
+        return self.silent or not (self.waiting or self.looking)
 
 
 class Watcher:
-    """The watch set. Calls `on_delivery(paths)` from the event loop with the mailboxes in which mail appeared."""
+    """The watch set. Calls `on_delivery(paths)` from the event loop with the mailboxes in which mail appeared.
+
+    With `on_change`, that is called for mailboxes in which mail was read, flagged, moved away or deleted. `watch_cur`:
+    cur/ is watched, too, for mail that is put there unread; it is given up first where the kernel's limit is near.
+    `poll_interval`: seconds, for mailboxes on remote filesystems and for those beyond the limit.
+    """
 
     def __init__(
         self,
         on_delivery: Callable[[Collection[str]], None],
         *,
         on_change: Callable[[Collection[str]], None] | None = None,
+        watch_cur: bool = True,
         poll_interval: float = 30.0,
         time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -91,83 +180,92 @@ class Watcher:
     ) -> None:
         self._on_delivery = on_delivery
         self._on_change = on_change
+        self._wants_cur = watch_cur or on_change is not None
+        self._mask = CHANGE_MASK if on_change is not None else MAIL_MASK
         self._poll_interval = poll_interval
-        self._time = time
         self._monotonic = monotonic
+        self._clock = SteadyClock(time, monotonic)
         self._pace = pace
+        self._notices = Notices(log, monotonic)
         self._mailboxes: dict[str, _Mailbox] = {}
-        self._by_wd: dict[int, list[_Mailbox]] = {}
+        self._by_wd: dict[int, _Mailbox | tuple[_Mailbox, ...]] = {}
         self._reader = EventReader(self._is_complete)
-        self._to_look: dict[str, None] = {}  # in order
-        self._looking: dict[str, float] = {}  # in the thread's hands, and since when
-        self._retries: list[tuple[float, str]] = []  # monotonic; a heap
-        self._verify: list[str] = []  # what is left of the present round
+        self._absent = Absentees(pace.retry_first, pace.retry_last, _LOOK_COST / pace.share)
+        self._polled: dict[_Mailbox, None] = {}  # in the order of their last polls
+        self._retake: set[_Mailbox] = set()  # to be opened again, though the directory is the known one
+        self._lacks_cur: dict[_Mailbox, None] = {}  # for want of room
+        self._full = False
+        self._lanes = {"": _Lane("")}
         self._settled: list[asyncio.Future[None]] = []
-        self._rescan_again = False
-        self._overflowed = False
-        self._events = self._overflows = self._looks = 0
+        self._watched = self._events = self._overflows = self._looks = 0
+        self._lost_since = NOTHING  # steady: events were lost that came after this, a rescan is due
+        self._rescan: Iterator[_Mailbox] | None = None
+        self._rescan_since = NOTHING
+        self._rescanned_at = -NOTHING
+        self._round: list[_Mailbox] = []  # what is left of the present round of comparisons
+        self._round_began = self._verified = self._drained_at = self._clock.now()
+        self._next_verify = self._next_room = self._next_poll = self._next_rename = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._pumping = self._closed = False
 
     # Life
 
     def start(self) -> None:
         """Begin, in a running loop. Raises WatchError when inotify can't be had."""
+        self._inotify = Inotify()
+        self._mounts = MountTable()
         self._loop = asyncio.get_running_loop()
-        self._manager = self._open_inotify()
-        self._fd: int = self._manager.get_fd()
-        os.set_blocking(self._fd, False)
-        os.set_inheritable(self._fd, False)
-        self._drained_at = self._time()
-        self._lookout = Lookout("xaps-watch-lookout")
-        self._loop.add_reader(self._fd, self._on_readable)
-        self._timer: asyncio.TimerHandle | None = None
-        self._renames_timer: asyncio.TimerHandle | None = None
-        self._closed = False
-        self._pump()
-        self._set_timer()
+        self._drained_at = self._round_began = self._verified = self._clock.now()
+        self._next_verify = self._monotonic() + self._pace.verify_interval
+        self._loop.add_reader(self._inotify.fileno(), self._on_readable)
+        self._loop.add_reader(self._mounts.fileno(), self._on_mounts_changed)
+        self._pump_soon()
+        self._turn()
 
     def close(self) -> None:
-        """Stop watching. What is still in the queue isn't reported: `caught_up_to` doesn't cover it."""
+        """Stop watching. What is still in the kernel's queue isn't reported: `caught_up_to` doesn't cover it."""
+        if self._loop is None or self._closed:
+            return
         self._closed = True
-        for timer in (self._timer, self._renames_timer):
-            if timer is not None:
-                timer.cancel()
-        self._lookout.close()
-        self._loop.remove_reader(self._fd)
-        self._manager.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._mounts.fileno())
+        self._loop.remove_reader(self._inotify.fileno())
+        for lane in self._lanes.values():
+            lane.lookout.close()
+        self._mounts.close()
+        self._inotify.close()
         self._release_settled()
-
-    def _open_inotify(self) -> pyinotify.WatchManager:
-        try:
-            return pyinotify.WatchManager()
-        except (OSError, pyinotify.InotifyBindingNotFoundError) as error:
-            if ctypes.get_errno() == errno.EMFILE:
-                raise WatchError(
-                    "inotify: this user has too many instances open (or files: ulimit -n); "
-                    "raise the sysctl fs.inotify.max_user_instances"
-                ) from error
-            raise WatchError(f"inotify can't be used: {error}") from error
 
     # The set
 
     def watch(self, path: str, since: float) -> None:
-        """Watch the mailbox whose new/ and cur/ are in `path`; report it if mail appeared after `since` (unix time)."""
+        """Watch the mailbox whose new/ and cur/ are in `path`; report it if mail appeared after `since` (unix time).
+
+        For one that is watched already, only see whether `path` still leads to the same directory.
+        """
         mailbox = self._mailboxes.get(path)
         if mailbox is None:
-            mailbox = self._mailboxes[path] = _Mailbox(path, since)
-            self._enqueue(mailbox, since)
-        else:
-            self._enqueue(mailbox, NOTHING if mailbox.wd else since)
+            mailbox = self._mailboxes[path] = _Mailbox(path)
+        self._enqueue(mailbox, NOTHING if mailbox.wd or mailbox.polled else self._clock.steady(since))
 
     def unwatch(self, path: str) -> None:
         """Forget the mailbox."""
         mailbox = self._mailboxes.pop(path, None)
-        if mailbox is not None:
+        if mailbox is None:
+            return
+        for lane in self._lanes.values():
+            lane.waiting.pop(mailbox, None)
+        self._no_longer_absent(path)
+        self._stop_polling(mailbox)
+        if mailbox.wd:
             self._detach(mailbox)
+            self._next_room = min(self._next_room, self._monotonic() + 1.0)
 
     def rescan(self, since: float) -> None:
         """Report every mailbox in which mail appeared after `since` (unix time)."""
-        for mailbox in self._mailboxes.values():
-            self._enqueue(mailbox, since)
+        self._begin_rescan(self._clock.steady(since))
 
     @property
     def paths(self) -> Collection[str]:
@@ -180,31 +278,44 @@ class Watcher:
         return len(self._mailboxes)
 
     async def settled(self) -> None:
-        """Wait until all that was asked for has been done."""
-        if self._to_look or self._looking:
+        """Wait until all that was asked for has been done, but not for a filesystem that doesn't answer."""
+        if self._loop is not None and not self._is_settled():
             future = self._loop.create_future()
             self._settled.append(future)
             await future
 
     def caught_up_to(self) -> float:
         """Unix time such that every delivery before it has been reported."""
-        if not self._overflowed and _bytes_waiting(self._fd) == 0:
-            self._drained_at = self._time()
-        times = [self._drained_at, *self._looking.values()]
-        times += (self._mailboxes[path].since for path in self._to_look if path in self._mailboxes)
+        now = self._clock.now()
+        if self._inotify.is_empty():
+            self._drained_at = now
+        held = [self._drained_at, self._verified, self._lost_since, self._absent.held_since(now)]
+        if self._rescan is not None:
+            held.append(self._rescan_since)
+        for lane in self._lanes.values():
+            held.append(min(lane.waiting.values(), default=NOTHING))
+            held.append(min(lane.looking.values(), default=NOTHING))
+        oldest = next(iter(self._polled), None)
+        if oldest is not None and oldest.polled is not None:
+            held.append(oldest.polled.at)
         if self._reader.writing_since is not None:
-            times.append(self._reader.writing_since)
-        return min(times)
+            held.append(self._reader.writing_since)
+        return max(0.0, self._clock.wall(min(held)))
 
     def status(self) -> WatcherStatus:
         """For people and for metrics."""
-        watched = sum(1 for mailbox in self._mailboxes.values() if mailbox.wd)
+        why: dict[str, int] = {}
+        for mailbox in self._polled:
+            if mailbox.polled is not None:
+                why[mailbox.polled.why] = why.get(mailbox.polled.why, 0) + 1
         return WatcherStatus(
             mailboxes=len(self._mailboxes),
-            watched=watched,
-            polled=0,
-            missing=sum(1 for mailbox in self._mailboxes.values() if mailbox.error),
-            waiting=len(self._to_look) + len(self._looking),
+            watched=self._watched,
+            polled=len(self._polled),
+            polled_why=why,
+            missing=len(self._absent),
+            waiting=sum(len(lane.waiting) + len(lane.looking) for lane in self._lanes.values()),
+            silent=[lane.name or "/" for lane in self._lanes.values() if lane.silent],
             events=self._events,
             overflows=self._overflows,
             looks=self._looks,
@@ -213,10 +324,9 @@ class Watcher:
     # Events
 
     def _on_readable(self) -> None:
-        before = self._time()
-        try:
-            data = os.read(self._fd, _READ_SIZE)
-        except BlockingIOError:
+        before = self._clock.now()
+        data = self._inotify.read()
+        if not data:
             return
         batch = self._reader.feed(data, before)
         self._events += batch.count
@@ -224,205 +334,528 @@ class Watcher:
             self._on_overflow()
         if batch.ignored or batch.moved:
             self._on_directories_gone(batch)
-        if batch.mail:
-            self._on_delivery(self._paths(batch.mail))
-        changed = batch.changed - batch.mail
-        if len(data) <= _READ_SIZE - LARGEST_EVENT and not self._overflowed:
-            self._drained_at = before  # the queue was emptied: all that came before this read was in it
-            changed |= self._reader.moved_away()
-        self._report_changes(changed)
-        if self._on_change is not None and self._reader.renaming and self._renames_timer is None:
-            self._renames_timer = self._loop.call_later(_RENAME_PATIENCE, self._on_renames_timer)
+        for path in self._absent.appeared(batch.appeared):
+            self._look_again(path)
+        if self._reader.awaits_renames and self._on_change is not None and self._next_rename == NOTHING:
+            self._next_rename = self._monotonic() + _RENAME_PATIENCE
+            self._set_timer()
+        self._report(batch.mail, batch.changed)
+        if self._inotify.is_last(data):
+            self._drained_at = before  # all that came before this read was in it
 
-    def _on_renames_timer(self) -> None:
-        """No event came since that would have told where those files went: away."""
-        self._renames_timer = None
-        self._report_changes(self._reader.moved_away() | self._reader.moved_away())
+    def _report(self, mail: Iterable[int], changed: Iterable[int] = ()) -> None:
+        paths = {mailbox.path for wd in mail for mailbox in self._at(wd)}
+        if paths:
+            self._on_delivery(paths)
+        if self._on_change is not None:
+            changes = {mailbox.path for wd in changed for mailbox in self._at(wd)} - paths
+            if changes:
+                self._on_change(changes)
 
-    def _report_changes(self, wds: Collection[int]) -> None:
-        if self._on_change is not None and (paths := self._paths(wds)):
-            self._on_change(paths)
-
-    def _paths(self, wds: Iterable[int]) -> set[str]:
-        """The mailboxes whose new/ or cur/ these are."""
-        own_new = self._reader.own_new
-        return {mailbox.path for wd in wds for mailbox in self._by_wd.get(own_new.get(wd, wd), ())}
+    def _at(self, wd: int) -> tuple[_Mailbox, ...]:
+        """The mailboxes of which this is the new/ or cur/."""
+        mailboxes = self._by_wd.get(self._reader.new_of(wd), ())
+        return mailboxes if isinstance(mailboxes, tuple) else (mailboxes,)
 
     def _is_complete(self, wd: int, name: bytes) -> bool:
-        new = self._reader.own_new.get(wd)
-        mailboxes = self._by_wd.get(wd if new is None else new)
+        mailboxes = self._at(wd)
         if not mailboxes:
             return False
+        directory = b"/cur/" if self._reader.is_cur(wd) else b"/new/"
         try:
-            status = os.lstat(os.fsencode(mailboxes[0].path) + (b"/new/" if new is None else b"/cur/") + name)
+            status = os.lstat(os.fsencode(mailboxes[0].path) + directory + name)
         except OSError:
-            return True  # already taken by an IMAP session, or the folder was renamed: in doubt it is mail
+            return True  # an IMAP session took it, or the folder was renamed: in doubt it is mail
         return status.st_size > 0 or status.st_nlink > 1
 
     def _on_directories_gone(self, batch: Batch) -> None:
         for wd in batch.ignored:
-            for mailbox in self._by_wd.get(self._reader.own_new.get(wd, 0), ()):
-                mailbox.cur, mailbox.identity = 0, None  # so that the look finds both directories anew
-                self._enqueue(mailbox, self._drained_at)
+            for path in self._absent.parent_gone(wd):
+                self._look_again(path)
+            mailboxes = self._at(wd)
+            is_cur = self._reader.is_cur(wd)
             self._reader.forget(wd)
-            for mailbox in self._by_wd.pop(wd, ()):
-                mailbox.wd = 0
+            for mailbox in mailboxes:
+                if is_cur:
+                    mailbox.cur_wd = 0
+                    self._retake.add(mailbox)
+                else:
+                    self._on_new_gone(mailbox, for_good=wd not in batch.unmounted)
                 self._enqueue(mailbox, self._drained_at)
+            if not is_cur:
+                self._by_wd.pop(wd, None)
         for wd in batch.moved:
-            for mailbox in self._by_wd.get(self._reader.own_new.get(wd, wd), ()):
+            for mailbox in self._at(wd):
+                self._retake.add(mailbox)
                 self._enqueue(mailbox, NOTHING)
+
+    def _on_new_gone(self, mailbox: _Mailbox, *, for_good: bool) -> None:
+        mailbox.wd = 0
+        self._watched -= 1
+        if mailbox.cur_wd:
+            self._drop_cur(mailbox)
+        if for_good:
+            mailbox.inode = _GONE_FOR_GOOD
 
     def _on_overflow(self) -> None:
         self._overflows += 1
-        log.warning(
-            "events lost, looking into all mailboxes mailboxes=%d overflows=%d sysctl=fs.inotify.max_queued_events",
-            len(self._mailboxes),
-            self._overflows,
+        self._lost_since = min(self._lost_since, self._drained_at)
+        self._notices.tell(
+            logging.WARNING,
+            "events lost, looking into all mailboxes",
+            "*",
+            mailboxes=len(self._mailboxes),
+            sysctl="fs.inotify.max_queued_events",
+            limit=sysctl("max_queued_events"),
         )
-        self.rescan(self._drained_at)
+        self._rescan_lost()
+
+    def _rescan_lost(self) -> None:
+        """Once a second at most, or a storm that goes on would be answered by looks alone."""
+        due = self._rescanned_at + self._pace.rescan_interval <= self._monotonic()
+        if self._lost_since < NOTHING and self._rescan is None and due:
+            since, self._lost_since = self._lost_since, NOTHING
+            self._begin_rescan(since)
+
+    def _begin_rescan(self, since: float) -> None:
+        self._rescan_since = min(since, self._rescan_since) if self._rescan is not None else since
+        self._rescan = iter(list(self._mailboxes.values()))
+        self._rescanned_at = self._monotonic()
+        self._pump_soon()
+
+    def _on_mounts_changed(self) -> None:
+        points = tuple(self._mounts.changes())
+
+        def is_below(path: str) -> bool:
+            return any(path == point or path.startswith(point.rstrip("/") + "/") for point in points)
+
+        for path in self._absent.below(lambda path: True) if points else ():
+            self._look_again(path)  # a symlink may lead there
+        for mailbox in self._mailboxes.values():
+            if is_below(mailbox.path):
+                self._enqueue(mailbox, self._verified if mailbox.wd or mailbox.polled else NOTHING)
 
     # Looks
 
+    def _lane(self, path: str) -> _Lane:
+        name = self._mounts.server(path) if self._loop is not None else ""
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(name)
+        return self._lanes[name]
+
     def _enqueue(self, mailbox: _Mailbox, since: float) -> None:
-        if mailbox.path in self._to_look:
-            mailbox.since = min(mailbox.since, since)
-        else:
-            mailbox.since = since
-            self._to_look[mailbox.path] = None
-        if hasattr(self, "_loop"):
+        """Have a look taken at it; mail that came after `since` (steady) may be unreported."""
+        lane = self._lane(mailbox.path)
+        lane.waiting[mailbox] = min(since, lane.waiting.get(mailbox, NOTHING), self._absent.since(mailbox.path))
+        self._pump_soon()
+
+    def _look_again(self, path: str) -> None:
+        mailbox = self._mailboxes.get(path)
+        if mailbox is not None:
+            self._enqueue(mailbox, NOTHING)
+
+    def _pump_soon(self) -> None:
+        if self._loop is not None and not self._pumping and not self._closed:
+            self._pumping = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Hand the next looks to the thread."""
-        if self._closed or self._looking:
+        """Hand the next looks to the threads that have nothing to do."""
+        self._pumping = False
+        if self._closed:
             return
-        questions: list[tuple[_Mailbox, float]] = []
-        while self._to_look and len(questions) < _LOOKS_AT_ONCE:
-            path = next(iter(self._to_look))
-            del self._to_look[path]
-            mailbox = self._mailboxes.get(path)
-            if mailbox is not None:
-                self._looking[path] = mailbox.since
-                questions.append((mailbox, mailbox.since))
-        if questions:
-            self._looks += len(questions)
-            self._lookout.submit(lambda: self._look(questions))
-        else:
+        self._feed_rescan()
+        for lane in list(self._lanes.values()):
+            if lane.waiting and not lane.looking:
+                self._submit(lane)
+        if self._is_settled():
             self._release_settled()
 
-    def _look(self, questions: list[tuple[_Mailbox, float]]) -> None:
-        """In the thread."""
-        answers = [(mailbox, since, look(mailbox.path, mailbox.identity, since)) for mailbox, since in questions]
-        try:
-            self._loop.call_soon_threadsafe(self._on_answers, answers)
-        except RuntimeError:  # the loop was closed meanwhile
-            for _, _, answer in answers:
-                _discard(answer)
+    def _feed_rescan(self) -> None:
+        waiting = self._lanes[""].waiting
+        while self._rescan is not None and len(waiting) < _LOOKS_AT_ONCE:
+            mailbox = next(self._rescan, None)
+            if mailbox is None:
+                self._rescan = None
+                self._rescan_since = NOTHING
+            elif self._mailboxes.get(mailbox.path) is mailbox:
+                self._enqueue(mailbox, self._rescan_since)
 
-    def _on_answers(self, answers: list[tuple[_Mailbox, float, Answer]]) -> None:
-        delivered = set()
-        self._looking.clear()
-        for mailbox, since, answer in answers:
+    def _submit(self, lane: _Lane) -> None:
+        requests = []
+        for mailbox in list(_first(lane.waiting, _LOOKS_AT_ONCE)):
+            since = lane.waiting.pop(mailbox)
+            lane.looking[mailbox] = since
+            requests.append(self._request(mailbox, since))
+        lane.asked_at = self._monotonic()
+        self._looks += len(requests)
+        loop, mounts, asked_at = self._loop, self._mounts, self._clock.now()
+        assert loop is not None
+
+        def work() -> None:  # in the thread
+            answers = [look(request, mounts) for request in requests]
+            try:
+                loop.call_soon_threadsafe(self._on_answers, lane, asked_at, answers)
+            except RuntimeError:  # the loop was closed meanwhile
+                for answer in answers:
+                    _discard(answer)
+
+        lane.lookout.submit(work)
+
+    def _request(self, mailbox: _Mailbox, since: float) -> Request:
+        known = (mailbox.device, mailbox.inode) if mailbox.wd or mailbox.polled else None
+        if mailbox in self._retake:
+            self._retake.discard(mailbox)
+            known = None
+        return Request(
+            mailbox.path,
+            self._clock.wall(since),
+            known,
+            formerly=max(mailbox.inode, 0),
+            memory=mailbox.polled.memory if mailbox.polled else None,
+            told=self._reader.take_names(mailbox.wd) if mailbox.polled else frozenset(),
+            changes=self._on_change is not None,
+        )
+
+    def _on_answers(self, lane: _Lane, asked_at: float, answers: list[Answer]) -> None:
+        asked, lane.looking = lane.looking, {}
+        if lane.silent:
+            lane.silent = False
+            log.warning("filesystem answers again %s", fields(mount=lane.name or "/"))
+        mail, changed = set(), set()
+        for (mailbox, since), answer in zip(asked.items(), answers, strict=True):
             if self._closed or self._mailboxes.get(mailbox.path) is not mailbox:
                 _discard(answer)
             elif isinstance(answer, Same):
                 if answer.has_mail:
-                    delivered.add(mailbox.path)
+                    mail.add(mailbox.path)
+                elif answer.has_changes:
+                    changed.add(mailbox.path)
+                self._on_polled(mailbox, answer, asked_at)
             elif isinstance(answer, Found):
-                self._place(mailbox, since, answer)
+                if answer.brought_mail:
+                    mail.add(mailbox.path)  # its files may be older than the move that brought them
+                self._on_found(mailbox, since, answer)
             else:
-                self._on_absent(mailbox, since, answer.error)
-        if delivered:
-            self._on_delivery(delivered)
-        self._pump()
+                self._on_absent(mailbox, since, answer)
+        if self._closed:
+            return
+        if mail:
+            self._on_delivery(mail)
+        if changed and self._on_change is not None:
+            self._on_change(changed)
+        self._pump_soon()
 
-    def _place(self, mailbox: _Mailbox, since: float, found: Found) -> None:
-        """Watch the directory that was found, then see whether something came before the watch was there."""
-        replaced = mailbox.identity is not None and mailbox.identity.inode != found.identity.inode
-        self._detach(mailbox)
+    # A directory was found
+
+    def _on_found(self, mailbox: _Mailbox, since: float, found: Found) -> None:
+        """Watch it, then see whether something came before the watch was there."""
+        if (mailbox.wd or mailbox.polled) and (mailbox.device, mailbox.inode) != (found.device, found.inode):
+            since = min(since, self._verified)  # nobody knows since when it is another one
         try:
-            wd = self._add_watch(found.descriptor)
-            changed = os.fstat(found.descriptor).st_ctime
-            cur = self._add_cur_watch(mailbox.path, found.cur)
-        except pyinotify.WatchManagerError:
-            self._on_absent(mailbox, since, ctypes.get_errno())
+            changed = self._place(mailbox, found)
+        except OSError as error:
+            self._on_absent(mailbox, since, Absent(error.errno or errno.EIO, mailbox.path + "/new"))
             return
         finally:
-            _discard(found)
-        others = self._by_wd.setdefault(wd, [])
-        for other in others:  # reached by two paths, or renamed
-            self._enqueue(other, NOTHING)
-        others.append(mailbox)
-        mailbox.wd, mailbox.cur, mailbox.identity = wd, cur, found.identity
-        if cur:
-            self._reader.own_new[cur] = wd
-        if mailbox.error:
-            log.info("mailbox back path=%s", mailbox.path)
-            mailbox.error, mailbox.delay = 0, 0.0
-        if replaced:
-            since = EVERYTHING  # a directory moved here brings mail that is older than the move
-        if max(changed, found.cur_changed) > since - SLACK:
+            found.close()
+        if mailbox.path in self._absent:
+            self._notices.tell(logging.INFO, "mailbox back", mailbox.path)
+            self._no_longer_absent(mailbox.path)
+        mailbox.device, mailbox.inode = found.device, found.inode
+        why = found.filesystem if is_remote(found.filesystem) else "" if mailbox.wd else "limit"
+        if why:
+            self._start_polling(mailbox, why)
+        elif mailbox.polled is not None:
+            since = min(since, mailbox.polled.at)
+            self._stop_polling(mailbox)
+        if why or changed > self._clock.wall(since) - SLACK:
             self._enqueue(mailbox, since)
 
-    def _add_watch(self, directory: int) -> int:
-        """By descriptor, so that it is the very directory that was looked at, and for names that aren't UTF-8."""
-        name = f"/proc/self/fd/{directory}"
-        mask = MAIL_MASK if self._on_change is None else CHANGE_MASK
-        wd: int = self._manager.add_watch(name, mask, quiet=False)[name]
-        self._manager.del_watch(wd)  # only from pyinotify's own table: 250 bytes each that nobody reads
-        return wd
+    def _place(self, mailbox: _Mailbox, found: Found) -> float:
+        """Place the watches, as far as there is room. When something changed there last. Raises OSError."""
+        wd = self._add_new(found)
+        if wd != mailbox.wd:
+            if mailbox.wd:
+                self._detach(mailbox)
+            if wd:
+                self._attach(mailbox, wd)
+        changed = max(os.fstat(found.new).st_ctime, os.fstat(found.cur).st_ctime if found.cur >= 0 else EVERYTHING)
+        if wd and found.cur >= 0 and self._wants_cur and self._add_cur(mailbox, found.cur):
+            changed = max(changed, os.fstat(found.cur).st_ctime)
+        return changed
 
-    def _add_cur_watch(self, path: str, directory: int) -> int:
-        """0 where it can't be had: most mail comes through new/ all the same."""
-        if directory < 0:
-            return 0
+    def _add_new(self, found: Found) -> int:
+        """0 if there is no room, or it is to be polled anyway."""
+        while True:
+            try:
+                if self._full and self._reader.any_cur() is None:
+                    return 0
+                return self._inotify.add(found.new, self._mask)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    if is_remote(found.filesystem) and error.errno != errno.EACCES:
+                        return 0
+                    raise
+            self._on_full()
+            cur = self._reader.any_cur()
+            if cur is None:
+                return 0
+            for mailbox in self._at(cur):
+                self._drop_cur(mailbox)
+                self._lacks_cur[mailbox] = None
+
+    def _add_cur(self, mailbox: _Mailbox, directory: int) -> bool:
+        if self._full:
+            self._lacks_cur[mailbox] = None
+            return False
         try:
-            return self._add_watch(directory)
-        except pyinotify.WatchManagerError:
-            log.warning("cur/ not watched path=%s error=%s", path, os.strerror(ctypes.get_errno()))
-            return 0
+            cur_wd = self._inotify.add(directory, self._mask)
+        except OSError as error:
+            if error.errno in _FULL:
+                self._lacks_cur[mailbox] = None
+                self._on_full()
+            return False
+        if cur_wd in self._by_wd:
+            return False  # a symlink to some new/
+        if mailbox.cur_wd not in (0, cur_wd):
+            self._drop_cur(mailbox)
+        mailbox.cur_wd = cur_wd
+        self._reader.add_cur(cur_wd, mailbox.wd)
+        self._lacks_cur.pop(mailbox, None)
+        return True
+
+    def _attach(self, mailbox: _Mailbox, wd: int) -> None:
+        others = self._at(wd)
+        for other in others:  # reached by two paths, or renamed: is it still there?
+            self._enqueue(other, NOTHING)
+        self._by_wd[wd] = (*others, mailbox) if others else mailbox
+        mailbox.wd = wd
+        self._watched += 1
 
     def _detach(self, mailbox: _Mailbox) -> None:
         """Take the mailbox off its watch, and the watch away with the last one."""
-        (wd, mailbox.wd), (cur, mailbox.cur) = (mailbox.wd, 0), (mailbox.cur, 0)
-        if not wd:
+        wd = mailbox.wd
+        others = tuple(other for other in self._at(wd) if other is not mailbox)
+        mailbox.wd = 0
+        self._watched -= 1
+        if mailbox.cur_wd:
+            if any(other.cur_wd == mailbox.cur_wd for other in others):
+                mailbox.cur_wd = 0
+            else:
+                self._drop_cur(mailbox)
+        self._lacks_cur.pop(mailbox, None)
+        if others:
+            self._by_wd[wd] = others if len(others) > 1 else others[0]
             return
-        mailboxes = self._by_wd[wd]
-        mailboxes.remove(mailbox)
-        if not mailboxes:
-            del self._by_wd[wd]
-            for watched in (cur, wd):
-                if watched:
-                    self._reader.forget(watched)
-                    self._manager.rm_watch(watched)
+        del self._by_wd[wd]
+        self._reader.forget(wd)
+        if self._absent.is_parent(wd):
+            self._reader.add_parent(wd)
+        else:
+            self._inotify.remove(wd)
 
-    def _on_absent(self, mailbox: _Mailbox, since: float, error: int) -> None:
-        self._detach(mailbox)
-        if mailbox.error != error:
-            mailbox.error = error
-            log.warning("mailbox not there path=%s error=%s", mailbox.path, os.strerror(error))
-        mailbox.since = min(since, self._drained_at)
-        mailbox.delay = min(max(2 * mailbox.delay, self._pace.retry_first), self._pace.retry_last)
-        heapq.heappush(self._retries, (self._monotonic() + mailbox.delay, mailbox.path))
+    def _drop_cur(self, mailbox: _Mailbox) -> None:
+        cur_wd, mailbox.cur_wd = mailbox.cur_wd, 0
+        if self._reader.is_cur(cur_wd):
+            self._reader.forget(cur_wd)
+            self._inotify.remove(cur_wd)
+
+    def _on_full(self) -> None:
+        """The kernel's limit is reached: say it once."""
+        self._next_room = self._monotonic() + self._pace.room_interval
+        if self._full:
+            return
+        self._full = True
+        limit = sysctl("max_user_watches") or 0
+        each = 2 if self._wants_cur else 1
+        needed = limit + each * (len(self._mailboxes) - self._watched) + len(self._lacks_cur)
+        log.error(
+            "no room for more watches, the mailboxes that have none are polled %s",
+            fields(
+                sysctl="fs.inotify.max_user_watches", limit=limit, needed=needed, interval=f"{self._poll_interval:g}s",
+                mend=f"sysctl -w fs.inotify.max_user_watches={needed}",
+            ),
+        )  # fmt: skip
+
+    # A directory wasn't found
+
+    def _on_absent(self, mailbox: _Mailbox, since: float, answer: Absent) -> None:
+        if mailbox.wd:
+            since = min(since, self._verified)
+            self._detach(mailbox)
+        elif mailbox.polled is not None:
+            since = min(since, mailbox.polled.at)
+        self._stop_polling(mailbox)
+        if self._absent.error(mailbox.path) != answer.error:
+            self._tell_absent(mailbox.path, answer)
+        since = min(since, self._clock.now())
+        now = self._monotonic()
+        self._absent.add(mailbox.path, answer.error, since, now, holds=mailbox.inode != _GONE_FOR_GOOD)
+        if answer.parent >= 0:
+            self._expect(mailbox, answer)
         self._set_timer()
+
+    def _tell_absent(self, path: str, answer: Absent) -> None:
+        if answer.error in (errno.ENOENT, errno.ENOTDIR):
+            self._notices.tell(logging.INFO, "mailbox not there", path)
+            return
+        what, mend = os.strerror(answer.error), _MENDS.get(answer.error)
+        self._notices.tell(
+            logging.WARNING, "mailbox can't be read", path, error=what, where=answer.where or None, mend=mend
+        )
+
+    def _expect(self, mailbox: _Mailbox, answer: Absent) -> None:
+        """Watch the nearest directory that exists for the name that is missing there."""
+        try:
+            wd = self._inotify.add(answer.parent, PARENT_MASK)
+        except OSError:
+            return  # no room, or not readable: it is looked for from time to time all the same
+        finally:
+            answer.close()
+        if self._absent.expect(mailbox.path, wd, answer.component):
+            if wd not in self._by_wd:
+                self._reader.add_parent(wd)
+            self._enqueue(mailbox, NOTHING)  # it may have appeared before the watch was there
+        self._drop_idle_parents()
+
+    def _no_longer_absent(self, path: str) -> None:
+        self._absent.remove(path)
+        self._drop_idle_parents()
+
+    def _drop_idle_parents(self) -> None:
+        for wd in self._absent.idle_parents():
+            if wd not in self._by_wd:
+                self._reader.forget(wd)
+                self._inotify.remove(wd)
+
+    # Polling
+
+    def _start_polling(self, mailbox: _Mailbox, why: str) -> None:
+        if mailbox.polled is None:
+            mailbox.polled = _Polled(why, self._clock.now(), self._monotonic())
+            self._polled[mailbox] = None
+            self._set_timer()
+            if why != "limit":
+                self._notices.tell(
+                    logging.INFO, "mailbox on a remote filesystem is polled, too", mailbox.path, filesystem=why,
+                    interval=f"{self._poll_interval:g}s",
+                )  # fmt: skip
+        if mailbox.wd:
+            self._reader.add_named(mailbox.wd)
+
+    def _stop_polling(self, mailbox: _Mailbox) -> None:
+        if mailbox.polled is not None:
+            mailbox.polled = None
+            self._polled.pop(mailbox, None)
+
+    def _on_polled(self, mailbox: _Mailbox, answer: Same, asked_at: float) -> None:
+        if mailbox.polled is not None and answer.memory is not None:
+            mailbox.polled.memory, mailbox.polled.at = answer.memory, asked_at
+            mailbox.polled.due = self._monotonic() + self._poll_interval
+            self._polled.pop(mailbox)
+            self._polled[mailbox] = None
 
     # Looks where no event tells
 
     def _set_timer(self) -> None:
+        if self._loop is None or self._closed:
+            return
+        due = min(
+            self._next_verify,
+            self._absent.next_due(),
+            self._notices.next_due(),
+            self._next_rename if self._on_change is not None else NOTHING,
+            self._next_room if self._full else NOTHING,
+            self._rescanned_at + self._pace.rescan_interval if self._lost_since < NOTHING else NOTHING,
+            max(self._next_poll, self._oldest_poll_due()),
+            *(lane.asked_at + _STUCK for lane in self._lanes.values() if lane.looking and not lane.silent),
+        )
         if self._timer is not None:
             self._timer.cancel()
-        delay = self._pace.verify_interval
-        if self._retries:
-            delay = min(delay, max(0.0, self._retries[0][0] - self._monotonic()))
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        self._timer = self._loop.call_later(max(0.005, due - self._monotonic()), self._turn)
 
-    def _on_timer(self) -> None:
+    def _oldest_poll_due(self) -> float:
+        oldest = next(iter(self._polled), None)
+        return oldest.polled.due if oldest is not None and oldest.polled is not None else NOTHING
+
+    def _turn(self) -> None:
+        """Do what is due by the clock."""
         now = self._monotonic()
-        while self._retries and self._retries[0][0] <= now:
-            mailbox = self._mailboxes.get(heapq.heappop(self._retries)[1])
-            if mailbox is not None and not mailbox.wd:
-                self._enqueue(mailbox, mailbox.since)
+        for path in self._absent.due(now, _LOOKS_AT_ONCE):
+            self._look_again(path)
+        self._verify(now)
+        self._poll(now)
+        if self._full and self._next_room <= now:
+            self._try_room(now)
+        if self._on_change is not None and self._next_rename <= now:
+            self._report((), self._reader.moved_away())
+            self._next_rename = now + _RENAME_PATIENCE if self._reader.awaits_renames else NOTHING
+        self._report(self._reader.overdue(self._clock.now() - _WRITER_PATIENCE))
+        self._rescan_lost()
+        self._see_silent(now)
+        self._notices.flush()
         self._set_timer()
+
+    def _verify(self, now: float) -> None:
+        """Compare some paths with what is watched."""
+        if now < self._next_verify:
+            return
+        interval = max(self._pace.verify_interval, len(self._mailboxes) * _LOOK_COST / self._pace.share)
+        if not self._round:
+            if not self._lanes[""].is_idle:
+                self._next_verify = now + min(1.0, self._pace.verify_interval)
+                return
+            self._verified, self._round_began = self._round_began, self._clock.now()
+            self._round = list(self._mailboxes.values())
+        size = max(_LOOKS_AT_ONCE, int(len(self._mailboxes) / interval))
+        chunk, self._round = self._round[-size:], self._round[:-size]
+        for mailbox in chunk:
+            if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox.polled is None:
+                if self._wants_cur and not mailbox.cur_wd and mailbox not in self._lacks_cur:
+                    self._retake.add(mailbox)
+                self._enqueue(mailbox, NOTHING)
+        self._next_verify = now + interval * min(1.0, size / max(1, len(self._mailboxes)))
+
+    def _poll(self, now: float) -> None:
+        """Poll those whose turn it is, evenly."""
+        if now < self._next_poll:
+            return
+        step = min(0.25, self._poll_interval / 4)
+        most = max(8, int(2 * len(self._polled) * step / self._poll_interval))
+        for mailbox in list(_first(self._polled, most)):
+            if mailbox.polled is not None and mailbox.polled.due <= now:
+                self._enqueue(mailbox, NOTHING if mailbox.polled.memory is not NO_MEMORY else mailbox.polled.at)
+                mailbox.polled.due = now + self._poll_interval  # unless the answer says otherwise
+        self._next_poll = now + step
+
+    def _try_room(self, now: float) -> None:
+        """See whether watches can be placed again."""
+        lacking = [mailbox for mailbox in self._polled if mailbox.polled and mailbox.polled.why == "limit"]
+        lacking += [mailbox for mailbox in self._lacks_cur if mailbox not in self._polled]
+        self._full = False
+        if not lacking:
+            log.info("all mailboxes are watched again")
+            return
+        self._full = bool(lacking)
+        for mailbox in lacking[:_LOOKS_AT_ONCE]:
+            self._retake.add(mailbox)
+            self._enqueue(mailbox, NOTHING)
+        self._full = False  # until the kernel says so again
+        self._next_room = now + self._pace.room_interval
+
+    def _see_silent(self, now: float) -> None:
+        for lane in self._lanes.values():
+            if lane.looking and not lane.silent and lane.asked_at + _STUCK <= now:
+                lane.silent = True
+                log.error("filesystem doesn't answer %s", fields(mount=lane.name or "/", waiting=len(lane.waiting)))
+        if self._is_settled():
+            self._release_settled()
+
+    # Settled
+
+    def _is_settled(self) -> bool:
+        return self._rescan is None and all(lane.is_idle for lane in self._lanes.values())
 
     def _release_settled(self) -> None:
         futures, self._settled = self._settled, []
@@ -431,13 +864,10 @@ class Watcher:
                 future.set_result(None)
 
 
+def _first(mailboxes: Iterable[_Mailbox], most: int) -> Iterator[_Mailbox]:
+    return (mailbox for mailbox, _ in zip(mailboxes, range(most), strict=False))
+
+
 def _discard(answer: Answer) -> None:
-    if isinstance(answer, Found):
-        os.close(answer.descriptor)
-        if answer.cur >= 0:
-            os.close(answer.cur)
-
-
-def _bytes_waiting(fd: int) -> int:
-    (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))
-    return int(count)
+    if isinstance(answer, (Found, Absent)):
+        answer.close()

@@ -1,0 +1,126 @@
+"""Mailboxes that are not there, or can't be reached: when to look for them again. Pure: the clock is an argument."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+# For how long a mailbox that can't be looked into holds caught_up_to back. Phones renew every 23 hours, and no longer
+# name a folder that is gone for good.
+HOLD = 86400.0  # seconds
+
+
+@dataclass(slots=True)
+class _Absentee:
+    since: float  # mail that appeared later counts when it is back
+    error: int
+    holds: bool
+    delay: float
+    due: float
+    parent: int = 0  # watch descriptor of the directory in which it is expected
+    component: bytes = b""
+
+
+class Absentees:
+    """All of them, by path. They are looked for soon at first, then ever more seldom."""
+
+    def __init__(self, first: float, last: float, each: float) -> None:
+        """`first` and `last` delay, seconds; `each`: the least time between two looks, which makes many wait longer."""
+        self._first, self._last, self._each = first, last, each
+        self._absentees: dict[str, _Absentee] = {}
+        self._heap: list[tuple[float, str]] = []  # what an absentee's own `due` contradicts is passed over
+        self._expected: dict[int, set[str]] = {}  # at which directory
+
+    def __len__(self) -> int:
+        return len(self._absentees)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._absentees
+
+    def error(self, path: str) -> int:
+        """errno; 0 if it isn't absent."""
+        absentee = self._absentees.get(path)
+        return absentee.error if absentee else 0
+
+    def since(self, path: str) -> float:
+        """Since when mail in it may be unnoticed; +inf if it isn't absent."""
+        absentee = self._absentees.get(path)
+        return absentee.since if absentee else float("inf")
+
+    def add(self, path: str, error: int, since: float, now: float, *, holds: bool) -> None:
+        """It isn't there (still, or for another reason)."""
+        absentee = self._absentees.get(path)
+        if absentee is None:
+            absentee = self._absentees[path] = _Absentee(since, error, holds, self._first, now + self._first)
+        else:
+            longest = max(self._last, len(self._absentees) * self._each)
+            absentee.delay = min(2 * absentee.delay, longest)
+            absentee.error, absentee.due = error, now + absentee.delay
+            absentee.since = min(absentee.since, since)
+        heapq.heappush(self._heap, (absentee.due, path))
+
+    def remove(self, path: str) -> None:
+        """It is back, or no longer wanted."""
+        if self._absentees.get(path):
+            self.expect(path, 0, b"")
+            del self._absentees[path]
+
+    def expect(self, path: str, parent: int, component: bytes) -> bool:
+        """`component` of it is missing in the directory watched as `parent` (0: none); whether that is new."""
+        absentee = self._absentees[path]
+        if (absentee.parent, absentee.component) == (parent, component):
+            return False
+        if absentee.parent:
+            self._expected[absentee.parent].discard(path)
+        if parent:
+            self._expected.setdefault(parent, set()).add(path)
+        absentee.parent, absentee.component = parent, component
+        return True
+
+    def idle_parents(self) -> list[int]:
+        """Watch descriptors at which nothing is expected any more; they are forgotten here."""
+        idle = [parent for parent, paths in self._expected.items() if not paths]
+        for parent in idle:
+            del self._expected[parent]
+        return idle
+
+    def is_parent(self, wd: int) -> bool:
+        return wd in self._expected
+
+    def appeared(self, events: Iterable[tuple[int, bytes]]) -> list[str]:
+        """Whom these names, in these directories, bring nearer."""
+        return [
+            path
+            for parent, name in events
+            for path in self._expected.get(parent, ())
+            if self._absentees[path].component == name
+        ]
+
+    def parent_gone(self, wd: int) -> list[str]:
+        """The kernel dropped the watch."""
+        paths = list(self._expected.pop(wd, ()))
+        for path in paths:
+            self._absentees[path].parent = 0
+        return paths
+
+    def below(self, is_below: Callable[[str], bool]) -> list[str]:
+        return [path for path in self._absentees if is_below(path)]
+
+    def due(self, now: float, most: int) -> list[str]:
+        """Whom to look for now; each is to be added or removed after that."""
+        paths: list[str] = []
+        while self._heap and self._heap[0][0] <= now and len(paths) < most:
+            due, path = heapq.heappop(self._heap)
+            absentee = self._absentees.get(path)
+            if absentee is not None and absentee.due == due:
+                paths.append(path)
+        return paths
+
+    def next_due(self) -> float:
+        """Monotonic; +inf if nobody is absent."""
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def held_since(self, now: float) -> float:
+        """The unix time since which mail may be unnoticed in one of them; +inf if in none. `now`: unix time."""
+        return max(min((a.since for a in self._absentees.values() if a.holds), default=float("inf")), now - HOLD)
