@@ -285,11 +285,15 @@ class Watcher:
             await future
 
     def caught_up_to(self) -> float:
-        """Unix time such that every delivery before it has been reported."""
+        """Unix time such that every delivery before it has been reported.
+
+        Not held back for directories that may have been swapped since the last comparison: that would make each restart
+        push the last half minute again.
+        """
         now = self._clock.now()
         if self._inotify.is_empty():
             self._drained_at = now
-        held = [self._drained_at, self._verified, self._lost_since, self._absent.held_since(now)]
+        held = [self._drained_at, self._lost_since, self._absent.held_since(now)]
         if self._rescan is not None:
             held.append(self._rescan_since)
         for lane in self._lanes.values():
