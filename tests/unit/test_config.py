@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,11 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b"[apns]\n\xff")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(tmp_path / "config.toml")
+
+
+def test_the_sample_configuration_is_right_as_it_is_and_with_its_examples() -> None:
+    sample = (Path(__file__).parents[2] / "systemd" / "config.toml").read_text()
+    assert parse(sample, FILE) == Config(source=FILE)
+    examples = re.sub("^# (?=[a-z_]+ = )", "", sample, flags=re.MULTILINE)
+    one_of_two = re.sub("^(token_key|key_id|team_id) .*", "", examples, flags=re.MULTILINE)
+    assert parse(one_of_two, FILE).apns.certificate == Path("/etc/xaps-watch/mail.pem")
