@@ -214,7 +214,7 @@ static void registry_forget_oldest(struct registry *registry, const char *userna
 {
 	registry_run(registry,
 		"DELETE FROM device WHERE username = ?1 AND id NOT IN (SELECT id FROM device WHERE username = ?1"
-		" ORDER BY id = ?2 DESC, registered_at DESC LIMIT ?3)", "sii",
+		" ORDER BY id = ?2 DESC, registered_at DESC, id DESC LIMIT ?3)", "sii",
 		username, newest_id, (int64_t)DEVICES_PER_USER_MAX);
 }
 

@@ -1,11 +1,15 @@
-"""``python -m tests.plugin RELEASE [PYTEST ARGUMENT...]``: the plugin's tests with the Dovecot of a Debian release.
+"""The plugin's tests in namespaces of their own, in which /tmp is in memory and nothing outlives them. Needs root.
 
-In a chroot that is made once and kept in the cache (see tests/support/debian.py); what the tests write there is gone
-when they end. Needs root, and the network to make it.
+``python -m tests.plugin host [PYTEST ARGUMENT...]``     with the Dovecot of this machine
+``python -m tests.plugin trixie [PYTEST ARGUMENT...]``   with that of a Debian release, in a chroot that is made once,
+                                                          which takes a minute and the network (tests/support/debian.py)
+
+With SANITIZE=1 in the environment, AddressSanitizer and UBSan watch the plugin.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +17,21 @@ from pathlib import Path
 from tests.support import debian
 
 PACKAGES = (
-    "dovecot-imapd", "dovecot-lmtpd", "dovecot-dev", "libsqlite3-dev", "gcc", "libc6-dev", "make", "valgrind",
+    "dovecot-imapd", "dovecot-lmtpd", "dovecot-dev", "libsqlite3-dev", "gcc", "libc6-dev", "make",
     "python3-pytest", "python3-pytest-asyncio", "python3-pytest-timeout",
     "python3-pyinotify", "python3-httpx", "python3-h2", "python3-jwt", "python3-cryptography", "python3-sdnotify",
 )  # fmt: skip
 
 SOURCE = Path(__file__).parents[2]
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-# The cached root stays as it is: all writing goes to a tmpfs, which is gone with the process, as are the mounts.
-ENTER = """set -e
+HOST = """set -e
+mount -t tmpfs -o mode=1777 xaps-watch-tests /tmp
+exec "$@"
+"""
+
+# The cached root stays as it is: all that is written goes to a tmpfs, which is gone with the namespace.
+DEBIAN = """set -e
 mount -t tmpfs xaps-watch-tests "$SCRATCH"
 mkdir "$SCRATCH/upper" "$SCRATCH/work" "$SCRATCH/root"
 mount -t overlay -o "lowerdir=$ROOT,upperdir=$SCRATCH/upper,workdir=$SCRATCH/work" overlay "$SCRATCH/root"
@@ -32,22 +42,28 @@ exec chroot "$SCRATCH/root" sh -c 'cd /source && exec "$@"' - "$@"
 """
 
 
-def main(release: str, *arguments: str) -> int:
+def main(where: str, *arguments: str) -> int:
     """pytest's exit status."""
-    root = debian.root(release, PACKAGES)
-    scratch = debian.CACHE / ".scratch"  # an empty directory: each has a tmpfs of its own over it
-    scratch.mkdir(exist_ok=True)
-    environment = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "LC_ALL": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "ROOT": str(root),
-        "SCRATCH": str(scratch),
-        "SOURCE": str(SOURCE),
-    }
-    pytest = ("python3", "-m", "pytest", "-p", "no:cacheprovider", *(arguments or ("tests/plugin",)))
-    enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]
-    return subprocess.run([*enter, *pytest], env=environment, check=False).returncode
+    pytest = ("-m", "pytest", "-p", "no:cacheprovider", *(arguments or ("tests/plugin",)))
+    if where == "host":
+        enter, python, environment = HOST, sys.executable, dict(os.environ)
+    else:
+        scratch = debian.CACHE / ".scratch"  # an empty directory: each has a tmpfs of its own over it
+        root = debian.root(where, PACKAGES)
+        scratch.mkdir(exist_ok=True)
+        enter, python = DEBIAN, "python3"
+        environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "SANITIZE": os.environ.get("SANITIZE", ""),
+            "ROOT": str(root),
+            "SCRATCH": str(scratch),
+            "SOURCE": str(SOURCE),
+        }
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    return subprocess.run(
+        [*NAMESPACES, "sh", "-c", enter, "sh", python, *pytest], cwd=SOURCE, env=environment, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,14 @@ from tests.support.dovecot import Dovecot, build_plugin
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the plugin, built for the Dovecot of this machine."""
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
+    """A directory with the plugin, built for the Dovecot of this machine; with sanitizers if SANITIZE is set."""
+    return build_plugin(tmp_path_factory.mktemp("plugin"), sanitize=bool(os.environ.get("SANITIZE")))
+
+
+@pytest.fixture(scope="session")
+def plain_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, always without sanitizers: for where these can't work."""
+    return build_plugin(tmp_path_factory.mktemp("plain-plugin"))
 
 
 @pytest.fixture(scope="module")

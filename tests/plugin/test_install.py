@@ -17,9 +17,9 @@ INSTALLED = {PLUGIN, SETTINGS} if is_24() else {PLUGIN}
 
 
 @pytest.fixture
-def build(plugin: Path, tmp_path: Path) -> Path:
+def build(plain_plugin: Path, tmp_path: Path) -> Path:
     """A copy of what was built, to be spoilt."""
-    return shutil.copytree(plugin, tmp_path / "build")
+    return shutil.copytree(plain_plugin, tmp_path / "build")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_a_renewal_touches_only_what_is_new(plugin: Path) -> None:
     with Dovecot(plugin) as dovecot, dovecot.phone() as phone:
         dovecot.create_mailboxes("alice", "Notes", "Other")
         assert dovecot.registry is not None
-        with sqlite3.connect(dovecot.registry) as connection:
+        with closing(sqlite3.connect(dovecot.registry)) as connection:
             connection.executescript(TOUCHES)
 
         def touched(asked: list[str]) -> list[str]:
@@ -256,10 +257,9 @@ def test_the_newest_stays_even_if_the_clock_was_set_back(dovecot: Dovecot) -> No
 def test_a_thousand_mailboxes(dovecot: Dovecot) -> None:
     names = [f"many.{number:04}" for number in range(1000)]
     for name in names:
-        path = dovecot.maildir("bob", name)
-        for directory in ("cur", "new", "tmp"):
-            (path / directory).mkdir(parents=True)
-    _give(dovecot.maildir("bob"), 5001)
+        (dovecot.maildir("bob", name) / "cur").mkdir(parents=True)  # by which Dovecot knows a Maildir
+    for directory, _, _ in os.walk(dovecot.maildir("bob")):
+        os.chown(directory, 5001, 5001)
     with dovecot.phone("bob") as phone:
         assert phone.register(["INBOX", *names]).mailboxes == ("INBOX", *names)
         assert phone.is_alive()
@@ -271,11 +271,6 @@ def test_a_thousand_mailboxes(dovecot: Dovecot) -> None:
         assert set(dovecot.recorded("bob")[DEVICE_TOKEN]) == set(names[::2])
 
 
-def _give(path: Path, uid: int) -> None:
-    for directory, _, _ in os.walk(path):
-        os.chown(directory, uid, uid)
-
-
 def test_more_names_than_are_taken(dovecot: Dovecot) -> None:
     with dovecot.phone() as phone:
         first = [*(f"x{number}" for number in range(1999)), "Notes"]
@@ -283,15 +278,35 @@ def test_more_names_than_are_taken(dovecot: Dovecot) -> None:
         assert phone.is_alive()
 
 
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_does_not_grow_with_its_commands(plain_plugin: Path) -> None:
+    with Dovecot(plain_plugin) as dovecot, dovecot.phone() as phone:
+        requests = [
+            phone.request(["INBOX", *(f"missing{number}" for number in range(20))]),
+            phone.request(["missing"]),
+            b"XAPPLEPUSHSERVICE aps-version",
+        ]
+
+        def kilobytes_after(rounds: int) -> int:
+            for _ in range(rounds):
+                assert [phone.command(request).status for request in requests] == ["OK", "NO", "BAD"]
+            (imap,) = dovecot.imap_processes()
+            status = Path(f"/proc/{imap}/status").read_text()
+            return int(status.partition("VmRSS:")[2].split()[0])
+
+        before = kilobytes_after(200)
+        assert kilobytes_after(400) - before < 48  # 40 bytes lost a command would be seen
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _rows(dovecot: Dovecot, sql: str) -> list[tuple[Any, ...]]:
     assert dovecot.registry is not None
-    with sqlite3.connect(dovecot.registry) as connection:
-        rows = connection.execute(sql).fetchall()
-    connection.close()
-    return rows
+    with closing(sqlite3.connect(dovecot.registry, isolation_level=None)) as connection:
+        return connection.execute(sql).fetchall()
 
 
 def _write(dovecot: Dovecot, sql: str) -> None:

@@ -283,10 +283,10 @@ def test_a_full_disk(plugin: Path, small_disk: Path) -> None:
 # --- users in a chroot ------------------------------------------------------------------------------------------------
 
 
-def test_users_in_a_chroot_are_refused(plugin: Path) -> None:
+def test_users_in_a_chroot_are_refused(plain_plugin: Path) -> None:
     users = [User("caged", extra="userdb_chroot=DIRECTORY/home/caged userdb_home=/"), User("free")]
     config = "valid_chroot_dirs = DIRECTORY\n"
-    with Dovecot(plugin, users=users, config=config) as dovecot:
+    with Dovecot(plain_plugin, users=users, config=config) as dovecot:
         with log_of(dovecot, count=1, match="in a chroot"), dovecot.phone("caged") as phone:
             assert not phone.is_offered_push
         with log_of(dovecot, count=2, match="in a chroot"), dovecot.phone("caged") as phone:

@@ -48,13 +48,21 @@ def is_24() -> bool:
     return version() >= (2, 4, 0)
 
 
-@functools.cache
-def build_plugin(directory: Path, cflags: str = "") -> Path:
-    """Build the plugin there; the directory."""
-    subprocess.run(
-        ["make", "-s", "-C", PLUGIN_SOURCE, "all", f"BUILD={directory}", f"CFLAGS={cflags}"], check=True, timeout=120
-    )
+def build_plugin(directory: Path, *, sanitize: bool = False) -> Path:
+    """Build the plugin there; the directory. With `sanitize`, AddressSanitizer and UBSan watch the imap processes."""
+    cflags = "CFLAGS=-fsanitize=address,undefined" if sanitize else "CFLAGS="
+    subprocess.run(["make", "-s", "-C", PLUGIN_SOURCE, "all", f"BUILD={directory}", cflags], check=True, timeout=120)
+    if sanitize:
+        library = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+        run_imap_by(directory, f"env LD_PRELOAD={library.stdout.strip()}")
     return directory
+
+
+def run_imap_by(plugin: Path, command: str) -> None:
+    """Let a Dovecot with this plugin directory start its imap program by another one."""
+    wrapper = plugin / "imap"
+    wrapper.write_text(f'#!/bin/sh\nexec {command} /usr/lib/dovecot/imap "$@"\n')
+    wrapper.chmod(0o755)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,6 @@ class Dovecot:
     settings: Mapping[str, str] = field(default_factory=dict)  # of imap_xaps, beside xaps_registry
     mail_path: str = "~/Maildir"
     enabled: bool = True
-    imap: str = ""  # how to start Dovecot's imap program, if not directly
     may_fail: bool = False  # faults in the log are expected
 
     def __enter__(self) -> Dovecot:
@@ -206,7 +213,8 @@ class Dovecot:
 
     @property
     def _imap_executable(self) -> str:
-        return f"executable = {self.imap} /usr/lib/dovecot/imap" if self.imap else ""
+        is_wrapped = self.plugin is not None and (self.plugin / "imap").exists()
+        return f"executable = {self.plugin}/imap\n  vsz_limit = 0" if is_wrapped else ""
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
