@@ -14,6 +14,7 @@ import ssl
 from collections import deque
 from typing import cast
 
+import anyio
 import httpx
 
 from xaps_watch import header_coding, http2
@@ -503,6 +504,10 @@ class HttpxTransport(httpx.AsyncBaseTransport):
         except (httpx.TimeoutException, httpx.ProtocolError):
             self._give_up(inner)
             raise
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            # httpx doesn't translate what its streams raise when the connection ends while they write.
+            self._give_up(inner)
+            raise httpx.WriteError(f"the connection was lost: {type(error).__name__}", request=request) from error
 
     async def _whole(self, inner: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         response = await inner.handle_async_request(request)
