@@ -241,6 +241,8 @@ class World:
             self.deliver(mailbox, self.random.randint(1, 5))
             await asyncio.sleep(self.random.uniform(0, 0.02))
             read_all(mailbox.path)
+        # Of what was read before a crash, nobody needs to be told after it.
+        await self.settle()
 
     # --- the mailboxes -----------------------------------------------------------------------------------------------
 
