@@ -813,7 +813,8 @@ class Watcher:
             self._verified, self._round_began = self._round_began, self._clock.now()
             self._round = list(self._mailboxes.values())
         size = max(_LOOKS_AT_ONCE, int(len(self._mailboxes) / interval))
-        chunk, self._round = self._round[-size:], self._round[:-size]
+        chunk = self._round[-size:]
+        del self._round[-size:]  # in place: a copy of what is left would cost more than the looks
         for mailbox in chunk:
             if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox.polled is None:
                 if self._wants_cur and not mailbox.cur_wd and mailbox not in self._lacks_cur:
