@@ -91,6 +91,7 @@ class Service:
         )
         self._pusher: Pusher | None = None
         self._suspicion = Suspicion()
+        self._started = False
         self._time = time
         self._monotonic = monotonic
         # Every delivery before this (unix time) has been handed to the coalescer, or waits in _unresolved.
@@ -112,6 +113,7 @@ class Service:
         await self.registrar.start()
         self._caught_up = self._where_it_stopped()
         await self.registrar.step()
+        self._started = True
         await self.watcher.settled()
 
     def _where_it_stopped(self) -> float:
@@ -221,14 +223,20 @@ class Service:
 
     def registered(self, registrations: Sequence[Registered]) -> None:
         for registered in registrations:
-            self.watcher.watch(registered.path, max(self._caught_up, registered.registered_at / 1000))
+            self.watcher.watch(registered.path, self._watch_since(registered.registered_at))
 
     def all_registered(self, paths: dict[str, int]) -> None:
         for path in [path for path in self.watcher.paths if path not in paths]:
             self.watcher.unwatch(path)
         for path, registered_at in paths.items():
             if path not in self.watcher:
-                self.watcher.watch(path, max(self._caught_up, registered_at / 1000))
+                self.watcher.watch(path, self._watch_since(registered_at))
+
+    def _watch_since(self, registered_at: int) -> float:
+        """Unix time: what came to a mailbox after it is to be pushed. `registered_at`: unix time, ms."""
+        if self._started:
+            return registered_at / 1000  # caught_up_to says nothing of a mailbox that wasn't watched yet
+        return max(self._caught_up, registered_at / 1000)
 
     # --- mailbox → devices: called by the watcher --------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Line:
         self.service = Service(loaded, time=self.time, chance=lambda: 0.0)
         await self.service.start()
         await self.push_with(loaded)
+        self._stopping = False
         self._steps = asyncio.create_task(self._step())
 
     async def push_with(self, loaded: config.Config) -> None:
@@ -55,15 +56,15 @@ class Line:
             await before.aclose()
 
     async def _step(self) -> None:
-        while True:
+        while not self._stopping:
             await self.service.registrar.wait(0.1)
             await self.service.step()
 
     async def stop(self) -> None:
         if self._steps is None:
             return
-        self._steps.cancel()
-        await asyncio.gather(self._steps, return_exceptions=True)
+        self._stopping = True
+        await self._steps
         self._steps = None
         await self.service.stop(3.0)
         if self._apns is not None:
@@ -80,6 +81,7 @@ class Line:
         return new
 
     _seen = 0
+    _stopping = False
 
     def device(self, token: str) -> Device | None:
         with Registry(self.site.registry_file) as book:
