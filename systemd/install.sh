@@ -168,19 +168,21 @@ remove_plugin() {
 
 # --- Dovecot's configuration ------------------------------------------------------------------------------------------
 
-dovecot_directory() { dirname "$(doveconf -n 2>/dev/null | sed -n '1,/^# [0-9]/s/^# [0-9].*: //p' | head -1)"; }
+# The first line that doveconf prints names the file that it has read.
+dovecot_directory() { dirname "$(doveconf -n 2>/dev/null | sed -n '1s/^# .*: //p')"; }
 
 enable_dovecot() {
     step "Dovecot's configuration"
-    local file
+    local file user
     have doveconf || die "--enable-dovecot: Dovecot isn't installed on this machine"
     file=$(dovecot_directory)/conf.d/95-xaps.conf
     [ -d "$(dirname "$file")" ] || die "--enable-dovecot: there is no $(dirname "$file"); add by hand what plugin/ shows"
     [ ! -e "$file" ] || { say "  $file is there already"; return; }
     doveconf -n >/dev/null || die "--enable-dovecot: Dovecot's configuration is not in order yet (see above): not touched"
 
+    user=$(working_user)
     dovecot_settings | write 0644 "$file"
-    if dovecot_accepts; then
+    if dovecot_accepts "$user"; then
         say "  Dovecot runs with it"
         return
     fi
@@ -203,37 +205,34 @@ disable_dovecot() {
 }
 
 dovecot_settings() {
-    local groups
-    groups=$(doveconf -f protocol=imap -h mail_access_groups 2>/dev/null) || groups=
     case $(dovecot --version) in
-        2.3.*) cat <<END
-# New-mail push to iPhones and iPads: see xaps-watch(8).
-protocol imap {
-  mail_plugins = \$mail_plugins imap_xaps
-  mail_access_groups = ${groups:+$groups,}xaps-watch
-}
-END
-            ;;
-        *) cat <<END
-# New-mail push to iPhones and iPads: see xaps-watch(8).
-protocol imap {
-  mail_plugins {
-    imap_xaps = yes
-  }
-  mail_access_groups = ${groups:+$groups }xaps-watch
-}
-END
-            ;;
+        2.3.*) cat "$source/plugin/95-xaps.conf" ;;
+        *) cat "$source/plugin/95-xaps-2.4.conf" ;;
     esac
 }
 
-dovecot_accepts() {
+dovecot_accepts() { # a user whose IMAP session started before
     [ -z "$dry_run" ] || return 0
     doveconf -n >/dev/null || return
     systemctl is-active --quiet dovecot || { say "  Dovecot isn't running: start it to use the plugin"; return 0; }
     run systemctl reload dovecot || return
     sleep 1
-    systemctl is-active --quiet dovecot
+    systemctl is-active --quiet dovecot || return
+    [ -z "$1" ] || imap_answers "$1" || { warn "an IMAP session of $1 doesn't start any more"; return 1; }
+}
+
+# Whether an IMAP session starts: of a user that Dovecot knows, without a password.
+imap_answers() { printf 'a LOGOUT\r\n' | doveadm exec imap -u "$1" 2>/dev/null | grep -q '^a OK'; }
+
+# A user whose IMAP session starts as things are now; none if Dovecot's user database can't be listed.
+working_user() {
+    local user
+    for user in $(doveadm user '*' 2>/dev/null | tail -3); do
+        if imap_answers "$user"; then
+            echo "$user"
+            return
+        fi
+    done
 }
 
 # --- taking it off ----------------------------------------------------------------------------------------------------
@@ -277,7 +276,7 @@ next_steps() {
     say "  see whether all is well:                 xaps-watch check"
 }
 
-dry_run='' plugin=yes plugin_asked='' enable='' disable='' system_packages='' uninstall='' purge=''
+dry_run='' plugin=yes enable='' disable='' system_packages='' uninstall='' purge=''
 for argument in "$@"; do
     case $argument in
         --enable-dovecot) enable=yes ;;

@@ -27,21 +27,23 @@ class DebianError(AssertionError):
     """A root could not be made: the message holds the end of what the failing program said."""
 
 
-def root(release: str, packages: Sequence[str] = ()) -> Path:
+def root(release: str, packages: Sequence[str] = (), *, later: Sequence[str] = ()) -> Path:
     """The directory of a Debian `release` ("bookworm", "trixie") with these packages, no recommended ones.
 
+    `later`: packages that lie in apt's cache there, so that the system can install them without a network.
     Made if the cache has none, which takes a minute or two and the network; needs root. Raises DebianError.
     """
     if not packages:
-        return _made(release, lambda path: _debootstrap(release, path))
+        return made(release, lambda path: _debootstrap(release, path))
     base = root(release)
-    digest = hashlib.sha256(" ".join(sorted(packages)).encode()).hexdigest()[:12]
 
     def make(path: Path) -> None:
         copy(base, path)
         _install(path, packages)
+        if later:
+            run_in(path, "apt-get", "install", "-qq", "-y", "--no-install-recommends", "--download-only", *later)
 
-    return _made(f"{release}-{digest}", make)
+    return made(name_of(release, (*packages, *(f"{package} later" for package in later))), make)
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -79,7 +81,12 @@ def mirror() -> str:
     return "http://deb.debian.org/debian"
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
+def name_of(kind: str, content: Sequence[str]) -> str:
+    """A name in the cache that follows from what is in it."""
+    return f"{kind}-{hashlib.sha256(' '.join(sorted(content)).encode()).hexdigest()[:12]}"
+
+
+def made(name: str, make: Callable[[Path], None]) -> Path:
     """The cached directory `name`: whole or not there, whoever else makes it now."""
     path = CACHE / name
     CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -132,7 +139,7 @@ def _checked(
         raise DebianError(f"{command[0]} is not installed")
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False,
-        timeout=timeout, env=environment and {**os.environ, **environment},
+        timeout=timeout, env=environment,
     )  # fmt: skip
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
