@@ -69,7 +69,7 @@ def run_in(
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine itself uses."""
+    """The Debian mirror that this machine itself uses. Raises DebianError if its apt knows none."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True, text=True, check=False,
@@ -78,7 +78,7 @@ def mirror() -> str:
         uri, _, release = line.partition(" ")
         if release in ("bookworm", "trixie"):
             return uri
-    return "http://deb.debian.org/debian"
+    raise DebianError("apt on this machine names no Debian mirror: apt-get update")
 
 
 def name_of(kind: str, content: Sequence[str]) -> str:
