@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dovecot import Dovecot, User, is_24
+from tests.support.dovecot import Dovecot, User, is_24, version
 from tests.support.maildirs import deliver_by_rename, make_maildir
 from tests.support.phone import DEVICE_TOKEN, RefusedError
 
@@ -105,9 +105,11 @@ def test_layouts(
         assert phone.is_alive()
     assert recorded(layouts, username) == expected
     for name, path in expected.items():
-        before = set((layouts.home(username) / path / "new").glob("*"))
+        directory = layouts.home(username) / path
+        before = {*directory.glob("new/*"), *directory.glob("cur/*")}
         layouts.deliver(username, b"Subject: x\n\nx\n", mailbox=name)
-        assert set((layouts.home(username) / path / "new").glob("*")) - before, f"{name} is somewhere else"
+        # in cur/ from 2.4.2 on: each mail gets a keyword there, $HasAttachment or $HasNoAttachment
+        assert {*directory.glob("new/*"), *directory.glob("cur/*")} - before, f"{name} is somewhere else"
 
 
 def test_inbox_under_its_own_prefix_is_inbox(layouts: Dovecot) -> None:
@@ -152,6 +154,24 @@ def test_a_path_that_is_not_utf8_is_recorded_as_it_is(plugin: Path) -> None:
         phone.register(["INBOX"])
         path = dovecot.recorded()[DEVICE_TOKEN]["INBOX"]
         assert os.fsencode(path) == os.fsencode(dovecot.home()) + b"/M\xe4il"
+
+
+def test_names_in_utf8_once_the_client_has_asked_for_that(plugin: Path) -> None:
+    names = ("INBOX", "Entwürfe", "Tom & Jerry", "🐈", "&AOQ-")
+    config = "mail_utf8_extensions = yes\n" if is_24() else ""
+    with Dovecot(plugin, config=config) as dovecot, dovecot.phone() as phone:
+        dovecot.create_mailboxes("alice", *names[1:])
+        assert phone.register(names).mailboxes == names
+        # Dovecot means the names too from 2.4.3 on
+        assert phone.enable_utf8() == is_24()
+        phone.utf8_names = version() >= (2, 4, 3)
+        for form in ("quoted", "literal", "literal_plus"):
+            assert phone.register(names, form=form).mailboxes == names
+            assert set(dovecot.recorded()[DEVICE_TOKEN]) == set(names)
+        not_utf8 = phone.request().replace(b'"INBOX"', b'{1+}\r\n\xe4 {4+}\r\n\xf0\x9f\x90 {2+}\r\n\xc0\xaf')
+        with pytest.raises(RefusedError, match="CANNOT"):
+            phone.registered(phone.command(not_utf8))
+        assert phone.is_alive()
 
 
 @pytest.fixture(scope="module")

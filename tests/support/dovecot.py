@@ -253,7 +253,7 @@ class Dovecot:
         for directory, source in ((modules, MODULES), (settings, MODULES / "settings")):
             directory.mkdir()
             for module in source.glob("*.so"):
-                (directory / module.name).symlink_to(module.resolve())
+                shutil.copy(module, directory)  # no link: the directory will be mounted over the source
         if self.plugin is not None:
             shutil.copy(self.plugin / "lib90_imap_xaps_plugin.so", modules)
             if is_24():

@@ -123,7 +123,7 @@ class Phone:
         self.account_id = account_id
         self.device_token = device_token
         self._tags = 0
-        self._utf8 = False
+        self.utf8_names = False  # mailbox names are in UTF-8, not in modified UTF-7
         self.socket = socket.create_connection((host, port), timeout=timeout)
         self._reader = self.socket.makefile("rb")
         try:
@@ -186,9 +186,8 @@ class Phone:
         return self.command(b"NOOP").status == "OK"
 
     def enable_utf8(self) -> bool:
-        """UTF8=ACCEPT (RFC 6855), from which on names are UTF-8; False where the server hasn't got it."""
-        self._utf8 = "ENABLED UTF8=ACCEPT" in " ".join(self.command(b"ENABLE UTF8=ACCEPT").untagged)
-        return self._utf8
+        """UTF8=ACCEPT (RFC 6855); False where the server hasn't got it. Whether names are in UTF-8 then is `utf8_names`."""
+        return "UTF8=ACCEPT" in " ".join(self.command(b"ENABLE UTF8=ACCEPT").untagged)
 
     # --- registration ------------------------------------------------------------------------------------------------
 
@@ -220,7 +219,7 @@ class Phone:
             (b"aps-subtopic", write(SUBTOPIC.encode())),
         ]
         if mailboxes is not None:
-            encode = str.encode if self._utf8 else encode_name
+            encode = str.encode if self.utf8_names else encode_name
             written.append((b"mailboxes", b"(" + b" ".join(write(encode(name)) for name in mailboxes) + b")"))
         return b" ".join([COMMAND.encode(), *(key + b" " + value for key, value in (*written, *pairs))])
 
@@ -236,7 +235,7 @@ class Phone:
             strings = [re.sub(r"\\(.)", r"\1", string) for string in re.findall(r'"((?:[^"\\]|\\.)*)"', line)]
             for key, value in zip(strings[::2], strings[1::2], strict=True):
                 if key == "mailbox":
-                    names.append(value if self._utf8 else decode_name(value))
+                    names.append(value if self.utf8_names else decode_name(value))
                 else:
                     values[key] = value
         return Registration(self.account_id, values["aps-topic"], int(values["aps-version"]), tuple(names))
