@@ -26,6 +26,7 @@ from xaps_watch import registry
 from xaps_watch.registry import Registry
 
 PLUGIN_SOURCE = Path(__file__).parents[2] / "plugin"
+PLUGIN_FILE = "lib90_imap_xaps_plugin.so"
 MODULES = Path("/usr/lib/dovecot/modules")
 REGISTRY_GROUP = 64999
 """The registry's group. Numbers need no entry in /etc/group."""
@@ -50,9 +51,11 @@ def is_24() -> bool:
 
 def build_plugin(directory: Path, *, sanitize: bool = False) -> Path:
     """Build the plugin there; the directory. With `sanitize`, AddressSanitizer and UBSan watch the imap processes."""
-    cflags = "CFLAGS=-fsanitize=address,undefined" if sanitize else "CFLAGS="
-    subprocess.run(["make", "-s", "-C", PLUGIN_SOURCE, "all", f"BUILD={directory}", cflags], check=True, timeout=120)
-    if sanitize:
+    make = ("make", "-s", "-C", str(PLUGIN_SOURCE), f"BUILD={directory}")
+    subprocess.run([*make, "all"], check=True, timeout=120)
+    if sanitize:  # but not the settings, which other processes load as well
+        watched = [*make, "--always-make", f"{directory}/{PLUGIN_FILE}", "CFLAGS=-fsanitize=address,undefined"]
+        subprocess.run(watched, check=True, timeout=120)
         library = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
         run_imap_by(directory, f"env LD_PRELOAD={library.stdout.strip()}")
     return directory
@@ -213,8 +216,9 @@ class Dovecot:
 
     @property
     def _imap_executable(self) -> str:
-        is_wrapped = self.plugin is not None and (self.plugin / "imap").exists()
-        return f"executable = {self.plugin}/imap\n  vsz_limit = 0" if is_wrapped else ""
+        if self.plugin is None or not (self.plugin / "imap").exists():
+            return ""
+        return f"executable = {self.plugin}/imap\n  vsz_limit = {'unlimited' if is_24() else 0}"
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -255,7 +259,7 @@ class Dovecot:
             for module in source.glob("*.so"):
                 shutil.copy(module, directory)  # no link: the directory will be mounted over the source
         if self.plugin is not None:
-            shutil.copy(self.plugin / "lib90_imap_xaps_plugin.so", modules)
+            shutil.copy(self.plugin / PLUGIN_FILE, modules)
             if is_24():
                 shutil.copy(self.plugin / "libimap_xaps_settings.so", settings)
         lines = []

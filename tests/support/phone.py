@@ -186,7 +186,7 @@ class Phone:
         return self.command(b"NOOP").status == "OK"
 
     def enable_utf8(self) -> bool:
-        """UTF8=ACCEPT (RFC 6855); False where the server hasn't got it. Whether names are in UTF-8 then is `utf8_names`."""
+        """UTF8=ACCEPT (RFC 6855); False where the server hasn't got it. For the names set `utf8_names`."""
         return "UTF8=ACCEPT" in " ".join(self.command(b"ENABLE UTF8=ACCEPT").untagged)
 
     # --- registration ------------------------------------------------------------------------------------------------
