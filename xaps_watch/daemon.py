@@ -122,7 +122,7 @@ class Daemon:
             ):  # fmt: skip
                 log.warning("some changes need a restart %s", fields(sections="registry, watch, status, metrics, push"))
             self.config = config
-            self.service.reconfigure(config.push)
+            self.service.reconfigure(config.apns, config.push)
             if (renewed := self.keeper.configure(config)) is not None:
                 await self._replace(renewed)
             log.info("configuration reloaded")

@@ -286,11 +286,13 @@ def _plugin_file(version: str) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("plugin", FAILURE, f"{module}: {error.strerror}", "sudo systemd/install.sh")
         return
-    # Dovecot loads only what was built for its own version; the module names it, as "2.3.ABIv19(2.3.19.1)".
-    built = re.search(rb"\d+\.\d+\.ABIv[0-9a-z]+\(([0-9.]+)", content)
+    # Dovecot loads only what was built for its own version; the module names it, as "2.3.ABIv19(2.3.19.1)" or, from
+    # 2.4 on, "2.4.ABIv1": releases with one ABI share their plugins.
+    named = re.search(rb"(\d+\.\d+)\.ABIv[0-9a-z]+(?:\(([0-9.]+)\))?", content)
+    built = (named[2] or named[1]).decode() if named else "(unknown)"
     running = version.split()[0]
-    if built is None or built[1].decode() != running:
-        said = f"{module} was built for Dovecot {built[1].decode() if built else '(unknown)'}, {running} is installed"
+    if running != built and not (named and not named[2] and running.startswith(f"{built}.")):
+        said = f"{module} was built for Dovecot {built}, {running} is installed"
         yield Finding("plugin", FAILURE, said, "sudo systemd/install.sh")
     else:
         yield Finding("plugin", OK, str(module))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from xaps_watch.apns import pushable
 from xaps_watch.coalesce import NEVER, Coalescer, Due
-from xaps_watch.config import Config, PushConfig
+from xaps_watch.config import ApnsConfig, Config, PushConfig
 from xaps_watch.gate import Gate
 from xaps_watch.logs import fields
 from xaps_watch.model import Device, Outcome, Push, Registration, Request
@@ -170,10 +170,10 @@ class Service:
         self.coalescer.hurry()  # what was held until the admin had mended something is due now
         self._pump()
 
-    def reconfigure(self, push: PushConfig) -> None:
-        """Take up other intervals."""
+    def reconfigure(self, apns: ApnsConfig, push: PushConfig) -> None:
+        """Take up other intervals; pushes go elsewhere from the next use() on."""
         self.coalescer.min_interval = push.min_interval
-        self.config = replace(self.config, push=push)
+        self.config = replace(self.config, apns=apns, push=push)
 
     async def step(self) -> None:
         """What is done once in a while: to be called every few seconds, and when the registrar wakes."""

@@ -95,6 +95,15 @@ async def test_a_healthy_installation(installation: Installation) -> None:
     }  # fmt: skip
 
 
+async def test_dovecot_2_4_names_its_abi_alone(installation: Installation) -> None:
+    """Seen in 2.4.1: no release in brackets behind it."""
+    (installation.bin / "version").write_text("2.4.1-4 (7d8c0e5759)\n")
+    installation.module.write_bytes(b"\x7fELF...2.4.ABIv1\0")
+    assert [f for f in await installation.examine() if f.subject == "plugin" and "was built" in f.said] == []
+    installation.module.write_bytes(b"\x7fELF...2.5.ABIv1\0")
+    assert [f.state for f in await installation.examine() if "was built for Dovecot 2.5" in f.said] == [FAILURE]
+
+
 @dataclass(frozen=True, slots=True)
 class Sabotage:
     """What is broken, what check has to say of it, and the mend: check's own command where `mend` is None."""

@@ -91,6 +91,12 @@ def test_mail_by_postfix_reaches_the_phone(server: MailServer, user: User) -> No
     assert f"user={user.name}" in server.journal(SERVICE)
 
 
+def test_check_finds_nothing_to_mend(server: MailServer) -> None:
+    checked = server.try_run("xaps-watch", "check")
+    assert "✘" not in checked.stdout, checked.stdout
+    assert "https://127.0.0.1:2197" in server.run("xaps-watch", "status")  # which came by a reload
+
+
 def test_exposure(server: MailServer) -> None:
     said = server.run("systemd-analyze", "security", "--no-pager", SERVICE)
     figure = re.search(r"exposure level for \S+: (\d+\.\d)", said)
