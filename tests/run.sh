@@ -25,13 +25,14 @@ stage_plugin_fuzz() { tests/plugin/fuzz.sh; }
 stage_plugin() { pytest tests/plugin; }
 stage_plugin_24() { python -m tests.plugin trixie; }
 stage_agents() { pytest -s tests/agents; }
+stage_machines() { pytest tests/machines; }
 stage_faults() { pytest -s tests/faults; }
 
 # Two at a time, each in its own order: most of them wait more than they work.
-first=(lint unit integration e2e demo)
+first=(lint unit integration e2e demo machines)
 second=(plugin_check plugin plugin_24 agents faults plugin_fuzz)
 fast=(lint unit)
-needs_root=" e2e plugin_check plugin_fuzz plugin plugin_24 agents "
+needs_root=" e2e machines plugin_check plugin_fuzz plugin plugin_24 agents "
 
 # --- how they are run ------------------------------------------------------------------------------------------------
 
