@@ -107,7 +107,7 @@ class RefusedError(Exception):
 
 
 class Phone:
-    """One connection of a phone, logged in. Raises ConnectionError when the server ends it."""
+    """One connection of a phone, logged in unless told otherwise. Raises ConnectionError when the server ends it."""
 
     def __init__(
         self,
@@ -119,8 +119,11 @@ class Phone:
         device_token: str = DEVICE_TOKEN,
         host: str = "127.0.0.1",
         timeout: float = 20.0,
+        login: bool = True,
     ) -> None:
+        self.username, self.password = username, password
         self.account_id = account_id
+        self.capabilities: frozenset[str] = frozenset()  # after login
         self.device_token = device_token
         self._tags = 0
         self.utf8_names = False  # mailbox names are in UTF-8, not in modified UTF-7
@@ -128,14 +131,18 @@ class Phone:
         self._reader = self.socket.makefile("rb")
         try:
             self.greeting = self.line()
-            answer = self.command(b"LOGIN " + quoted(username.encode()) + b" " + quoted(password.encode()))
-            if answer.status != "OK":
-                raise RefusedError(answer)
+            if login:
+                self.login()
         except BaseException:
             self.close()
             raise
-        said = " ".join([answer.text, *answer.untagged])
-        capability = re.search(r"CAPABILITY ([^\]]*)", said)
+
+    def login(self) -> None:
+        """Raises RefusedError."""
+        answer = self.command(b"LOGIN " + quoted(self.username.encode()) + b" " + quoted(self.password.encode()))
+        if answer.status != "OK":
+            raise RefusedError(answer)
+        capability = re.search(r"CAPABILITY ([^\]]*)", " ".join([answer.text, *answer.untagged]))
         self.capabilities = frozenset(capability[1].split() if capability else ())
 
     @property
