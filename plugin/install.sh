@@ -32,8 +32,9 @@ prove() {
         printf '%s\n' "base_dir = $work/run" 'log_path = /dev/stderr' 'ssl = no' "mail_plugin_dir = $1" \
             "mail_uid = $user" "mail_gid = $user" 'first_valid_uid = 1'
     } >"$work/dovecot.conf"
+    # Nothing of the caller's environment: Dovecot 2.3 takes $MAIL, which sudo sets, for the location of the mail.
     printf 'a XAPPLEPUSHSERVICE\r\nb LOGOUT\r\n' |
-        USER=nobody HOME=$work "$imap" -k -c "$work/dovecot.conf" >"$work/said" 2>"$work/log" || true
+        env -i PATH="$PATH" USER=nobody HOME="$work" "$imap" -k -c "$work/dovecot.conf" >"$work/said" 2>"$work/log" || true
     grep -q '^a BAD .*aps-account-id' "$work/said" && return
     echo "Dovecot $version can't load $1/$plugin:" >&2
     cat "$work/log" "$work/said" >&2

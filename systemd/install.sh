@@ -221,8 +221,9 @@ dovecot_accepts() { # a user whose IMAP session started before
     [ -z "$1" ] || imap_answers "$1" || { warn "an IMAP session of $1 doesn't start any more"; return 1; }
 }
 
-# Whether an IMAP session starts: of a user that Dovecot knows, without a password.
-imap_answers() { printf 'a LOGOUT\r\n' | doveadm exec imap -u "$1" 2>/dev/null | grep -q '^a OK'; }
+# Whether an IMAP session starts: of a user that Dovecot knows, without a password. Without $MAIL, which sudo sets and
+# Dovecot 2.3 would take for the location of the mail.
+imap_answers() { printf 'a LOGOUT\r\n' | env -u MAIL doveadm exec imap -u "$1" 2>/dev/null | grep -q '^a OK'; }
 
 # A user whose IMAP session starts as things are now; none if Dovecot's user database can't be listed.
 working_user() {

@@ -56,6 +56,13 @@ def test_install_proves_that_dovecot_loads_it(modules: Path, build: Path) -> Non
     assert install(modules, build).returncode == 0, "again"
 
 
+def test_install_by_sudo(modules: Path, build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sudo sets $MAIL, which Dovecot 2.3's imap takes for the mail's location when no login process started it."""
+    monkeypatch.setenv("MAIL", "/var/mail/root")
+    done = install(modules, build)
+    assert done.returncode == 0, done.stderr
+
+
 UNLINKED = """
 int sqlite3_open_v2(void);
 void imap_xaps_plugin_init(void) { sqlite3_open_v2(); }

@@ -173,7 +173,8 @@ def wheels(root: Path, requirements: tuple[str, ...]) -> Path:
             given = {name: value for name, value in os.environ.items() if name in ("PIP_INDEX_URL", "https_proxy")}
             debian.run_in(copy, "python3", "-m", "venv", "/tmp/venv")  # noqa: S108 - the root's own
             debian.run_in(
-                copy, "/tmp/venv/bin/pip", "wheel", "--quiet", "--wheel-dir", "/tmp/wheels", *requirements,  # noqa: S108
+                copy, "/tmp/venv/bin/pip", "wheel", "--quiet", "--use-pep517",  # noqa: S108
+                "--wheel-dir", "/tmp/wheels", *requirements,  # noqa: S108
                 environment={"PIP_CERT": f"/tmp/{certificates.name}", **given},  # noqa: S108
             )  # fmt: skip
             shutil.copytree(copy / "tmp/wheels", path)
