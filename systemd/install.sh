@@ -37,6 +37,7 @@ files() {
 0644 systemd/xaps-watch.sysusers        $local/lib/sysusers.d/xaps-watch.conf
 0644 systemd/xaps-watch.tmpfiles        $local/lib/tmpfiles.d/xaps-watch.conf
 0644 systemd/xaps-watch.8               $local/share/man/man8/xaps-watch.8
+0644 systemd/xaps-watch.toml.5          $local/share/man/man5/xaps-watch.toml.5
 0644 systemd/xaps-watch.bash-completion $local/share/bash-completion/completions/xaps-watch
 0644 systemd/xaps-watch.sysctl          $local/share/doc/xaps-watch/60-xaps-watch.conf
 0644 systemd/config.toml                $local/share/doc/xaps-watch/config.toml
@@ -177,7 +178,11 @@ enable_dovecot() {
     have doveconf || die "--enable-dovecot: Dovecot isn't installed on this machine"
     file=$(dovecot_directory)/conf.d/95-xaps.conf
     [ -d "$(dirname "$file")" ] || die "--enable-dovecot: there is no $(dirname "$file"); add by hand what plugin/ shows"
-    [ ! -e "$file" ] || { say "  $file is there already"; return; }
+    if [ -e "$file" ]; then
+        is_ours "$file" || die "--enable-dovecot: $file is another program's (xapsd has one of that name): move it away first"
+        say "  $file is there already"
+        return
+    fi
     doveconf -n >/dev/null || die "--enable-dovecot: Dovecot's configuration is not in order yet (see above): not touched"
 
     user=$(working_user)
@@ -189,14 +194,16 @@ enable_dovecot() {
     warn "Dovecot does not come up with $file: taking it back"
     run rm -f "$file"
     run systemctl reload-or-restart dovecot
-    die "--enable-dovecot failed: see journalctl -u dovecot; the configuration is as it was"
+    die "--enable-dovecot failed, and the configuration is as it was; journalctl -u dovecot says why"
 }
+
+is_ours() { grep -qsw imap_xaps "$1"; }
 
 disable_dovecot() {
     local file
     have doveconf || return 0
     file=$(dovecot_directory)/conf.d/95-xaps.conf
-    [ -e "$file" ] || return 0
+    is_ours "$file" || return 0
     step "Dovecot's configuration"
     run rm -f "$file"
     if systemctl is-active --quiet dovecot; then

@@ -52,6 +52,12 @@ def unit_property(server: MailServer, name: str) -> str:
     return server.run("systemctl", "show", "--value", "--property", name, SERVICE).strip()
 
 
+def test_demo_as_the_readme_says(server: MailServer) -> None:
+    (command,) = re.findall(r"^sudo apt-get .*xaps-watch demo$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert "every expected push arrived" in server.as_admin(command)
+    server.as_admin("rm -r .venv")
+
+
 def test_installs_without_touching_dovecot(server: MailServer) -> None:
     before = server.run("doveconf", "-n")
     said = server.as_admin("sudo systemd/install.sh")
@@ -59,6 +65,26 @@ def test_installs_without_touching_dovecot(server: MailServer) -> None:
     assert server.run("doveconf", "-n") == before
     assert server.run("stat", "-c", "%a %U:%G", "/var/lib/xaps-watch").strip() == "2770 xaps-watch:xaps-watch"
     assert server.run("stat", "-c", "%a %U:%G", "/etc/xaps-watch/config.toml").strip() == "640 root:xaps-watch"
+
+
+def test_dovecot_that_fails_with_the_plugin_gets_its_configuration_back(server: MailServer) -> None:
+    """Here it can't find plugins, which nobody notices as long as none is configured."""
+    server.write("/etc/dovecot/conf.d/99-broken.conf", "mail_plugin_dir = /nonexistent\n")
+    server.run("systemctl", "reload", "dovecot")
+    with pytest.raises(MachineError, match="the configuration is as it was"):
+        server.as_admin("sudo systemd/install.sh --enable-dovecot")
+    assert not (server.path / "etc/dovecot/conf.d/95-xaps.conf").exists()
+    assert server.phone(SYSTEM_USER)["capable"] is False  # but it can log in
+    server.run("rm", "/etc/dovecot/conf.d/99-broken.conf")
+
+
+def test_another_programs_file_is_left_alone(server: MailServer) -> None:
+    server.write("/etc/dovecot/conf.d/95-xaps.conf", "# xapsd's\n")
+    with pytest.raises(MachineError, match="is another program's"):
+        server.as_admin("sudo systemd/install.sh --enable-dovecot")
+    server.as_admin("sudo systemd/install.sh --disable-dovecot")
+    assert (server.path / "etc/dovecot/conf.d/95-xaps.conf").read_text() == "# xapsd's\n"
+    server.run("rm", "/etc/dovecot/conf.d/95-xaps.conf")
 
 
 def test_waits_for_the_certificate(server: MailServer) -> None:
