@@ -15,7 +15,7 @@ man pages, and the Dovecot plugin. Neither starts the service nor changes Doveco
                        Dovecot doesn't accept it
   --disable-dovecot    take that file away again
   --no-plugin          only the daemon, where Dovecot runs elsewhere
-  --system-packages    use the distribution's Python packages where they are new enough (Debian 13: all of them)
+  --system-packages    use the distribution's Python packages where they are new enough; pip fetches the rest
   --uninstall          remove all but the configuration, the registry and the user; mail and Dovecot go on
   --purge              remove these, too (with --uninstall)
   --dry-run            show what would be done
