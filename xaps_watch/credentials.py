@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ TOKEN_MIN_AGE = 20 * 60.0
 TOKEN_MAX_AGE = 50 * 60.0  # ten minutes of room for a clock that differs from Apple's
 
 _TOPICS_EXTENSION = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 _USER_ID = x509.NameOID.USER_ID  # 0.9.2342.19200300.100.1.1: Apple puts the topic there
 
 
@@ -233,10 +235,11 @@ def _from_pem(apns: ApnsConfig, path: Path, content: bytes, password: bytes | No
         raise CredentialsError(f"[apns] certificate {path}: holds no readable PEM certificate") from error
     key_path = apns.key or path
     key_pem = _read("key", apns.key) if apns.key else content
-    if b"PRIVATE KEY-----" not in key_pem:
+    block = _PRIVATE_KEY.search(key_pem)
+    if block is None:
         raise CredentialsError(f"[apns] key {key_path}: holds no PEM private key; name the file that does with key")
     # The key alone: the loader takes the first PEM block, which may be the certificate.
-    key_pem = key_pem[_key_block(key_pem) :]
+    key_pem = key_pem[block.start() :]
     try:
         key = serialization.load_pem_private_key(key_pem, password if b"ENCRYPTED" in key_pem else None)
     except TypeError as error:
@@ -248,10 +251,6 @@ def _from_pem(apns: ApnsConfig, path: Path, content: bytes, password: bytes | No
     fitting = [c for c in certificates if c.public_key() == key.public_key()]
     first = fitting[0] if fitting else certificates[0]
     return first, [c for c in certificates if c is not first], key  # type: ignore[return-value]
-
-
-def _key_block(pem: bytes) -> int:
-    return pem.rindex(b"-----BEGIN ", 0, pem.index(b"PRIVATE KEY-----"))
 
 
 def _from_pkcs12(path: Path, content: bytes, password: bytes | None) -> _Loaded:

@@ -88,12 +88,17 @@ def wrong_certificates(authority: LocalAuthority, push: PushCertificate, tmp: Pa
     (tmp / "garbage").write_bytes(b"\x30\x82garbage")
     (tmp / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     (tmp / "password").write_text("wrong\n")
+    (tmp / "headless.key").write_text("AAAA\n-----END PRIVATE KEY-----\n")
     return {
         "missing": ({"certificate": tmp / "none.pem"}, "cannot be read: No such file or directory; check the name"),
         "a directory": ({"certificate": tmp}, "cannot be read: Is a directory"),
         "garbage": ({"certificate": tmp / "garbage"}, "neither PEM nor PKCS#12"),
         "broken PEM": ({"certificate": tmp / "broken.pem"}, "holds no readable PEM certificate"),
         "no key": ({"certificate": push.certificate_file}, "holds no PEM private key; name the file that does"),
+        "key that lost its first line": (
+            {"certificate": push.certificate_file, "key": tmp / "headless.key"},
+            f"[apns] key {tmp / 'headless.key'}: holds no PEM private key",
+        ),
         "key of another": (
             {"certificate": push.certificate_file, "key": other.key_file},
             f"[apns] key {other.key_file}: does not fit the certificate in {push.certificate_file}",
