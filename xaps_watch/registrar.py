@@ -31,6 +31,8 @@ SWEEP_SHARE = 20  # spend at most a twentieth of the time on it
 COMMITS_MAY_TAKE = 10_000
 # How often in a row SQLite has to call a file damaged before it is moved aside: it may be a restore in progress.
 CORRUPT_TRIES = 3
+# Seconds between two writes of what may wait: each wakes all who watch the file, and this program is one of them.
+WRITE_INTERVAL = 2.0
 
 
 class Listener(Protocol):
@@ -78,6 +80,8 @@ class Registrar:
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._corrupt_tries = 0
+        self._urgent = False  # what is to be written must not wait
+        self._next_write = 0.0  # monotonic
 
     # --- in the event loop, for each delivery ------------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ class Registrar:
         if before is None or not (before.remove or before.suspend) or note.resume or note.accepted_at:
             self._notes[note.device_id] = note
         if note.remove or note.suspend or note.resume:
-            self._wake.set()
+            self.wake()
 
     def setting(self, name: str) -> str | None:
         """As it was when the registry was opened, or as it was set since."""
@@ -109,7 +113,8 @@ class Registrar:
         self._settings[name] = value
 
     def wake(self) -> None:
-        """End wait()."""
+        """End wait(), and have the next step write all that is to be written."""
+        self._urgent = True
         self._wake.set()
 
     def _lookup(self) -> Registry:
@@ -152,21 +157,19 @@ class Registrar:
         """Until somebody wrote to the registry or there is something urgent to write; at most so long."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds if self._notice else min(seconds, 1.0))
+        self._wake.clear()  # here, so that no fault of what follows can make the next wait() end at once
 
     async def step(self) -> None:
         """Read what others wrote, write down what is to be written. Trouble with the file is told, once, and kept."""
-        self._wake.clear()
         try:
             if self._open is None or self._open.store.replaced():
                 await self._in_thread(self._reopen)
                 log.warning("registry opened anew %s", fields(path=self.path))
-            await self._write()
-            await self._read()
+            await self._read()  # first: it works also while another holds the lock, or the disk is full
+            if self._urgent or self._monotonic() >= self._next_write:
+                await self._write()
         except RegistryCorruptError as error:
-            self._tell(error)
-            self._corrupt_tries += 1
-            if self._corrupt_tries >= CORRUPT_TRIES:
-                await self._in_thread(self._move_aside)
+            await self._on_damage(error)
         except RegistryError as error:
             self._tell(error)
         else:
@@ -174,6 +177,16 @@ class Registrar:
             if self.trouble is not None:
                 log.warning("registry usable again %s", fields(path=self.path))
                 self.trouble = None
+
+    async def _on_damage(self, error: RegistryCorruptError) -> None:
+        self._corrupt_tries += 1
+        if self._corrupt_tries < CORRUPT_TRIES:
+            self._tell(error)
+            return
+        try:
+            await self._in_thread(self._move_aside)
+        except RegistryError as hindrance:  # the disk is full, or was made read-only
+            self._tell(hindrance)
 
     async def in_store(self, work: Callable[[Registry], _T]) -> _T:
         """Have something done with the registry that may take long. Raises RegistryError."""
@@ -194,13 +207,16 @@ class Registrar:
     async def _write(self) -> None:
         notes, self._notes = self._notes, {}
         settings = {name: value for name, value in self._settings.items() if self._stored.get(name) != value}
+        self._urgent = False
         if not notes and not settings:
             return
         try:
             await self._in_thread(lambda: self._store().write(notes.values(), settings.items()))
         except RegistryError:
             self._notes = {**notes, **self._notes}
+            self._urgent = True
             raise
+        self._next_write = self._monotonic() + WRITE_INTERVAL
         self._stored.update(settings)
 
     def _tell(self, error: RegistryError) -> None:

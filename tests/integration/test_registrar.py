@@ -1,0 +1,193 @@
+"""The service's side of the registry, with a listener that records, on a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import ACCOUNT_ID, TOPIC, device_token
+from xaps_watch import registry
+from xaps_watch.model import Mailbox
+from xaps_watch.registrar import CORRUPT_TRIES, Registrar
+from xaps_watch.registry import Note, Registered, Registry, RegistryError
+
+
+class Heard:
+    """The registrar's Listener: remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.registrations: list[str] = []
+        self.all: set[str] = set()
+
+    def registered(self, registrations: Sequence[Registered]) -> None:
+        self.registrations += [registered.path for registered in registrations]
+
+    def all_registered(self, paths: dict[str, int]) -> None:
+        self.all = set(paths)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "registry.sqlite3"
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+async def registrar(path: Path, heard: Heard) -> AsyncIterator[Registrar]:
+    opened = Registrar(path, heard, time=time.time, monotonic=time.monotonic)
+    await opened.start()
+    await opened.step()
+    yield opened
+    await opened.close()
+
+
+def register(path: Path, number: int) -> int:
+    with Registry(path) as book:
+        mailboxes = [Mailbox("INBOX", f"/vmail/{number}")]
+        return book.register(
+            f"user{number}", ACCOUNT_ID, device_token(number), mailboxes, topic=TOPIC, now=int(time.time() * 1000)
+        )
+
+
+def outcome(path: Path, device_id: int) -> str | None:
+    with Registry(path) as book:
+        device = book.device(device_id)
+    assert device is not None
+    return device.outcome
+
+
+async def test_a_registration_and_its_end_are_told(registrar: Registrar, heard: Heard, path: Path) -> None:
+    device_id = register(path, 1)
+    await registrar.wait(5.0)
+    await registrar.step()
+    assert "/vmail/1" in heard.registrations
+    with Registry(path) as book:
+        book.forget([device_id])
+    for _ in range(100):
+        await registrar.step()
+        if not heard.all:
+            break
+        await asyncio.sleep(0.01)
+    assert heard.all == set()
+
+
+async def test_registrations_are_heard_of_while_nothing_can_be_written(
+    registrar: Registrar, heard: Heard, path: Path
+) -> None:
+    register(path, 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        registrar.set("topic", TOPIC)
+        registrar.wake()
+        step = asyncio.create_task(registrar.step())
+        await asyncio.sleep(0.5)  # much less than the busy timeout
+        assert heard.registrations == ["/vmail/1"]
+        other.execute("ROLLBACK")
+        await step
+
+
+async def test_it_is_not_woken_for_ever_by_a_step_that_failed(registrar: Registrar) -> None:
+    """Else a fault before the registrar's own step would spin the daemon's loop, and flood the journal."""
+    registrar.wake()
+    await registrar.wait(5.0)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(registrar.wait(5.0), 0.3)
+
+
+async def test_what_was_noted_while_it_wrote_is_written_next(registrar: Registrar, path: Path) -> None:
+    device_id = register(path, 1)
+    registrar.note(Note(device_id, "200", int(time.time() * 1000)))
+    registrar.wake()
+    await registrar.step()
+    registrar.note(Note(device_id, "500", int(time.time() * 1000)))
+    registrar.wake()
+    await registrar.step()
+    assert outcome(path, device_id) == "500"
+
+
+async def test_its_own_writes_do_not_make_it_write_again(registrar: Registrar, path: Path) -> None:
+    """A push every few milliseconds: each write wakes whoever watches the file, which is this program, too."""
+    device_id = register(path, 1)
+    written = 0
+    end = time.monotonic() + 1.5
+    with closing(sqlite3.connect(path)) as other:
+        before = other.execute("PRAGMA data_version").fetchone()
+        while time.monotonic() < end:
+            registrar.note(Note(device_id, "200", int(time.time() * 1000), accepted_at=int(time.time() * 1000)))
+            registrar.set("caught_up_to", str(time.time_ns()))
+            await registrar.wait(2.0)
+            await registrar.step()
+            now = other.execute("PRAGMA data_version").fetchone()
+            written += now != before
+            before = now
+    assert 1 <= written <= 3
+
+
+async def test_what_must_not_wait_is_written_at_once(registrar: Registrar, path: Path) -> None:
+    device_id = register(path, 1)
+    await registrar.step()  # has just written, if it had to
+    for reason in ("400 BadDeviceToken", "400 DeviceTokenNotForTopic"):
+        registrar.note(Note(device_id, reason, int(time.time() * 1000), suspend=reason, resume=True))
+        await registrar.step()
+        assert outcome(path, device_id) == reason
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "garbage": lambda path: _overwrite(path, b"\xff" * 100_000),
+    "text": lambda path: _overwrite(path, b"not a database at all " * 1000),
+}
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_a_damaged_file_at_the_start_is_kept_and_a_new_one_begun(
+    path: Path, heard: Heard, damage: Callable[[Path], None]
+) -> None:
+    path.parent.mkdir()
+    damage(path)
+    content = path.read_bytes()
+    registrar = Registrar(path, heard, time=time.time, monotonic=time.monotonic)
+    await registrar.start()
+    (kept,) = (file for file in path.parent.iterdir() if ".damaged-" in file.name)
+    assert kept.read_bytes() == content
+    assert registrar.trouble is None
+    await registrar.step()
+    await registrar.close()
+
+
+async def test_a_damaged_file_that_cannot_be_moved_aside_is_told_once_and_tried_again(
+    registrar: Registrar, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as on a file system that went read-only, which is when files are damaged."""
+
+    def refused(*_: object) -> Path:
+        raise RegistryError(f"{path}: damaged, and cannot be renamed: Read-only file system")
+
+    with monkeypatch.context() as context:
+        context.setattr(registry, "move_aside", refused)
+        damaged = path.with_suffix(".restored")
+        damaged.write_bytes(b"\xff" * 100_000)
+        damaged.rename(path)
+        for _ in range(CORRUPT_TRIES + 5):
+            await registrar.step()
+    assert "cannot be renamed" in str(registrar.trouble)
+    assert caplog.text.count("cannot be renamed") == 1
+    for _ in range(CORRUPT_TRIES + 1):
+        await registrar.step()
+    assert registrar.trouble is None
+    assert any(".damaged-" in file.name for file in path.parent.iterdir())
