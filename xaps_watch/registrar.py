@@ -155,8 +155,13 @@ class Registrar:
 
     async def wait(self, seconds: float) -> None:
         """Until somebody wrote to the registry or there is something urgent to write; at most so long."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds if self._notice else min(seconds, 1.0))
+        # Not asyncio.wait_for: until Python 3.12 it loses a cancellation that comes together with the wake-up.
+        seconds = seconds if self._notice else min(seconds, 1.0)
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
         self._wake.clear()  # here, so that no fault of what follows can make the next wait() end at once
 
     async def step(self) -> None:
