@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-TOPICS_EXTENSION = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")  # Apple's: every topic of a push certificate
+from xaps_watch.topics import TOPICS_EXTENSION, encode_topics
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -178,56 +178,6 @@ class LocalAuthority:
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
         return builder.sign(self._ca_key, hashes.SHA256())
-
-
-def topics_of_certificate(der: bytes) -> frozenset[str]:
-    """The topics that a client certificate may push to: its UID and those of Apple's extension."""
-    certificate = x509.load_der_x509_certificate(der)
-    uids = {str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(NameOID.USER_ID)}
-    for extension in certificate.extensions:
-        if extension.oid == TOPICS_EXTENSION and isinstance(extension.value, x509.UnrecognizedExtension):
-            return frozenset(uids | set(decode_topics(extension.value.value)))
-    return frozenset(uids)
-
-
-def encode_topics(topics: tuple[str, ...]) -> bytes:
-    """Apple's topics extension in DER: SEQUENCE { UTF8String topic, SEQUENCE { UTF8String kind }, … }."""
-    kinds = _der(0x30, _der(0x0C, b"app"))
-    return _der(0x30, b"".join(_der(0x0C, topic.encode()) + kinds for topic in topics))
-
-
-def decode_topics(der: bytes) -> list[str]:
-    """The topics in Apple's extension. Raises ValueError if it isn't what `encode_topics` describes."""
-    outer = _der_values(der)
-    if len(outer) != 1 or outer[0][0] != 0x30:
-        raise ValueError("the topics extension is not one SEQUENCE")
-    return [content.decode() for tag, content in _der_values(outer[0][1]) if tag == 0x0C]
-
-
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    if size < 0x80:
-        return bytes([tag, size]) + content
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(length)]) + length + content
-
-
-def _der_values(data: bytes) -> list[tuple[int, bytes]]:
-    values, position = [], 0
-    while position < len(data):
-        if position + 2 > len(data):
-            raise ValueError("truncated DER")
-        tag, size = data[position], data[position + 1]
-        position += 2
-        if size & 0x80:
-            length_end = position + (size & 0x7F)
-            size = int.from_bytes(data[position:length_end], "big")
-            position = length_end
-        if position + size > len(data):
-            raise ValueError("truncated DER")
-        values.append((tag, data[position : position + size]))
-        position += size
-    return values
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

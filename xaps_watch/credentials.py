@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 
 from xaps_watch.config import ApnsConfig, Config, topic_fault
 from xaps_watch.model import ConfigError
+from xaps_watch.topics import topics_of
 
 # Apple: «Refresh your token no more than once every 20 minutes and no less than once every 60 minutes.»
 TOKEN_MIN_AGE = 20 * 60.0
@@ -202,7 +203,7 @@ def _load_certificate(apns: ApnsConfig, path: Path, now: datetime) -> Certificat
             f"[apns] certificate {path}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC;"
             " check this machine's clock"
         )
-    topics = _topics(certificate)
+    topics = topics_of(certificate)
     topic = apns.topic or next(iter(topics), None)
     if topic is None:
         raise CredentialsError(
@@ -262,40 +263,6 @@ def _from_pkcs12(path: Path, content: bytes, password: bytes | None) -> _Loaded:
     if certificate is None or key is None:
         raise CredentialsError(f"[apns] certificate {path}: the PKCS#12 file lacks the certificate or its private key")
     return certificate, others, key  # type: ignore[return-value]
-
-
-def _topics(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The topics that a push certificate may use: the subject's UID, and all in Apple's topics extension."""
-    found = [str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(_USER_ID)]
-    try:
-        extension = certificate.extensions.get_extension_for_oid(_TOPICS_EXTENSION).value
-    except x509.ExtensionNotFound:
-        return tuple(found)
-    assert isinstance(extension, x509.UnrecognizedExtension)
-    found += [text for text in _utf8_strings(extension.value) if text not in found]
-    return tuple(found)
-
-
-def _utf8_strings(der: bytes) -> list[str]:
-    """The topics in the extension: a SEQUENCE of UTF8String, each followed by a SEQUENCE of its kinds (left out)."""
-    tag, content, _ = _der_value(der)
-    topics = []
-    while tag == 0x30 and content:
-        inner, value, content = _der_value(content)
-        if inner == 0x0C:
-            topics.append(value.decode("utf-8", "replace"))
-    return topics
-
-
-def _der_value(der: bytes) -> tuple[int, bytes, bytes]:
-    """The first DER value of `der` (X.690, 8.1): its tag, its content, what follows. Empty where it is cut short."""
-    if len(der) < 2:
-        return 0, b"", b""
-    length, start = der[1], 2
-    if length & 0x80:
-        start = 2 + (length & 0x7F)
-        length = int.from_bytes(der[2:start], "big")
-    return der[0], der[start : start + length], der[start + length :]
 
 
 # --- token key -------------------------------------------------------------------------------------------------------

@@ -28,9 +28,11 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import jwt
+from cryptography import x509
 
-from xaps_watch.authority import LocalAuthority, ProviderKey, PushCertificate, topics_of_certificate
+from xaps_watch.authority import LocalAuthority, ProviderKey, PushCertificate
 from xaps_watch.model import XapsError, mask_token
+from xaps_watch.topics import topics_of
 
 __all__ = [
     "Answer", "Fault", "LocalAuthority", "ProviderKey", "PushCertificate", "Received", "Simulator", "SimulatorError",
@@ -523,7 +525,8 @@ class _Authentication:
     Apple counts the updates of provider tokens a connection, so a provider that restarts isn't punished."""
 
     def __init__(self, certificate: bytes | None, keys: Sequence[ProviderKey], clock: Callable[[], float]) -> None:
-        self.topics = topics_of_certificate(certificate) if certificate else None
+        topics = topics_of(x509.load_der_x509_certificate(certificate)) if certificate else None
+        self.topics = None if topics is None else frozenset(topics)
         self._keys = keys
         self._clock = clock
         self._accepted: dict[str, float] = {}  # provider token → its iat

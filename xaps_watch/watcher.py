@@ -263,10 +263,6 @@ class Watcher:
             self._detach(mailbox)
             self._next_room = min(self._next_room, self._monotonic() + 1.0)
 
-    def rescan(self, since: float) -> None:
-        """Report every mailbox in which mail appeared after `since` (unix time)."""
-        self._begin_rescan(self._clock.steady(since))
-
     @property
     def paths(self) -> Collection[str]:
         return self._mailboxes.keys()

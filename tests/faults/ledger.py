@@ -43,10 +43,6 @@ class Ledger:
         for name in names:
             self._accounts.setdefault((token, name), Account())
 
-    def unregistered(self, token: str) -> None:
-        """Nothing is owed to this device any more."""
-        self.registered(token, ())
-
     def delivered(self, tokens: Collection[str], mailbox: str) -> None:
         """To be called before the mail gets its place: it may be seen the moment it has it."""
         self.deliveries += 1
