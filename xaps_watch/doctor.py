@@ -13,7 +13,7 @@ import ssl
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -55,6 +55,7 @@ class Case:
 
     config: Config
     credentials: Credentials | None
+    paths: Collection[str]  # the registered mailboxes; none where the registry can't be read, which is a finding itself
     offline: bool
 
 
@@ -91,9 +92,17 @@ def examine(path: Path, *, offline: bool = False) -> Iterator[Finding]:
         yield Finding("credentials", FAILURE, str(error), f"sudoedit {path}")
     except CredentialsError as error:
         yield Finding("credentials", FAILURE, str(error), _permission_mend(config) or f"sudoedit {path}")
-    case = Case(config, loaded, offline)
+    case = Case(config, loaded, _registered(config), offline)
     for examination in EXAMINATIONS:
         yield from examination(case)
+
+
+def _registered(config: Config) -> Collection[str]:
+    try:
+        with Registry(config.registry.path) as registry:
+            return registry.paths().keys()
+    except RegistryError:
+        return ()
 
 
 def _permission_mend(config: Config) -> str | None:
@@ -196,14 +205,12 @@ def _group(path: Path) -> str:
 
 
 def _mailboxes(case: Case) -> Iterator[Finding]:
-    try:
-        with Registry(case.config.registry.path) as registry:
-            paths = sorted(registry.paths())
-    except RegistryError:
-        return  # told above
-    gone = [path for path in paths if not Path(path).is_dir()]
-    there = [path for path in paths if path not in set(gone)]
-    closed = [path for path in there if not os.access(f"{path}/new", os.R_OK | os.X_OK)]
+    gone, closed = [], []
+    for path in sorted(case.paths):
+        if not Path(path).is_dir():
+            gone.append(path)
+        elif not os.access(f"{path}/new", os.R_OK | os.X_OK):
+            closed.append(path)
     for path in gone[:_SHOWN]:
         mend = "none needed: the phone forgets it when it registers again, within a day"
         yield Finding("mailboxes", WARNING, f"{path} is gone", mend)
@@ -213,20 +220,15 @@ def _mailboxes(case: Case) -> Iterator[Finding]:
     more = len(gone) + len(closed) - min(len(gone), _SHOWN) - min(len(closed), _SHOWN)
     if more:
         yield Finding("mailboxes", WARNING, f"{more} more are gone or unreadable")
-    if paths and not gone and not closed:
-        yield Finding("mailboxes", OK, f"all {len(paths)} are there")
+    if case.paths and not gone and not closed:
+        yield Finding("mailboxes", OK, f"all {len(case.paths)} are there")
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
 def _inotify(case: Case) -> Iterator[Finding]:
-    try:
-        with Registry(case.config.registry.path) as registry:
-            mailboxes = len(registry.paths())
-    except RegistryError:
-        mailboxes = 0
-    need = (2 if case.config.push.sync_changes else 1) * mailboxes + 16
+    need = (2 if case.config.push.sync_changes else 1) * len(case.paths) + 16
     limit = int(WATCH_LIMIT.read_text())
     if limit < need:
         sysctl = f"fs.inotify.max_user_watches={2 * need}"
