@@ -14,8 +14,9 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 from tests.faults.schedule import rss_of
-from tests.support.daemon import DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import make_maildir
+from tests.support.values import device_token
 from xaps_watch.simulator import Simulator
 
 DEVICES = 10

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.daemon import ACCOUNT_ID, TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_rename, make_maildir
+from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.simulator import Simulator
 from xaps_watch.status import ask

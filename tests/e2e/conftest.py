@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.agents.stage import FIRST_UID
-from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.dovecot import Dovecot, User, build_plugin
 from tests.support.phone import Registration
+from tests.support.values import TOPIC, device_token
 from xaps_watch.simulator import Received, Simulator
 from xaps_watch.status import ask
 

@@ -16,10 +16,10 @@ from tests.support.agents.deliver import maildrop, postfix_local, postfix_virtua
 from tests.support.agents.namespace import FOLDER as FOLDER_OF_AGENTS
 from tests.support.agents.namespace import MailUser
 from tests.support.agents.stage import Stage, message
-from tests.support.daemon import device_token
 from tests.support.dovecot import Dovecot
 from tests.support.maildirs import deliver_by_copy, deliver_by_link, deliver_by_rename, read_all
 from tests.support.phone import Registration
+from tests.support.values import device_token
 from xaps_watch.simulator import Received
 
 MESSAGE = b"From: sender@example.org\nTo: alice@example.org\nSubject: test\n\nHello!\n"

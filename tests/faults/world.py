@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.ledger import Ledger
-from tests.support.daemon import DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_copy, deliver_by_link, deliver_by_rename, make_maildir, read_all
+from tests.support.values import device_token
 from xaps_watch.simulator import Answer, Received, Simulator
 
 USERS = 6

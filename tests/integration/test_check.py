@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
+from tests.support.values import TOPIC, device_token
 from xaps_watch import doctor
 from xaps_watch.cli import main
 from xaps_watch.doctor import FAILURE, OK, WARNING, Finding

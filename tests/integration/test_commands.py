@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import xaps_watch
-from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link, make_maildir
+from tests.support.values import TOPIC, device_token
 from xaps_watch.apns import mailbox_hash
 from xaps_watch.config import TOPIC_PREFIXES
 from xaps_watch.model import mask_token

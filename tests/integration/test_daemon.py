@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link
+from tests.support.values import TOPIC, device_token
 from xaps_watch.simulator import Answer
 
 

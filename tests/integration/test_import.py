@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.support.commands import xaps_watch
-from tests.support.daemon import TOPIC, DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_rename, make_maildir
+from tests.support.values import TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Device, Mailbox, mask_token
 from xaps_watch.registry import Registry

@@ -15,8 +15,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from tests.support.daemon import DaemonProcess, Site, device_token
+from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link, make_maildir
+from tests.support.values import device_token
 from xaps_watch import __version__
 from xaps_watch.simulator import Answer, Received, Simulator
 

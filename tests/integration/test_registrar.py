@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import ACCOUNT_ID, TOPIC, device_token
+from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Mailbox
 from xaps_watch.registrar import CORRUPT_TRIES, Registrar

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import ACCOUNT_ID, TOPIC, device_token
+from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Mailbox
 from xaps_watch.registry import OTHER_TOPIC, Note, Registry, RegistryCorruptError, RegistryError, WriteNotice

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import TOPIC, Site, device_token
+from tests.support.daemon import Site
 from tests.support.maildirs import deliver_by_link, deliver_by_rename, make_maildir
+from tests.support.values import TOPIC, device_token
 from xaps_watch import config, credentials, service
 from xaps_watch.apns import Apns, mailbox_hash
 from xaps_watch.model import Device

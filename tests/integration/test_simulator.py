@@ -27,6 +27,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
 
+from tests.support.values import TOPIC
 from xaps_watch import simulator as simulator_module
 from xaps_watch.simulator import (
     Answer,
@@ -40,21 +41,10 @@ from xaps_watch.simulator import (
 )
 from xaps_watch.topics import decode_topics, encode_topics, topics_of
 
-TOPIC = "com.apple.mobilemail.push.org.example"
 TOKEN = "0a1b2c3d" * 8
 PATH = f"/3/device/{TOKEN}"
 HEADERS = {"apns-topic": TOPIC, "apns-push-type": "background"}
 BODY = b'{"aps":{"account-id":"0715A26B-CA09-4730-A419-793000CA982E"}}'
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> LocalAuthority:
-    return LocalAuthority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def certificate(authority: LocalAuthority) -> PushCertificate:
-    return authority.push_certificate(TOPIC)
 
 
 @pytest.fixture(scope="module")

@@ -17,25 +17,15 @@ import pytest
 from tests.support import frames
 from tests.support.frames import DATA, END_STREAM, HEADERS, RST_STREAM, Frame
 from tests.support.scripted import ScriptedServer
+from tests.support.values import TOPIC
 from xaps_watch.http2 import Setting
 from xaps_watch.simulator import Answer, LocalAuthority, PushCertificate, Received, Simulator
 from xaps_watch.transport import HttpxTransport, NotProcessed, PushTransport, open_transport
 
-TOPIC = "com.apple.mobilemail.push.org.example"
 TOKEN = "0a1b2c3d" * 8
 BODY = b'{"aps":{"account-id":"0715A26B-CA09-4730-A419-793000CA982E"}}'
 HEADER_FIELDS = {"apns-topic": TOPIC, "apns-push-type": "background", "apns-expiration": "1700000000"}
 PATIENCE = {"connect": 5.0, "pool": 5.0, "read": 5.0, "write": 5.0}
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> LocalAuthority:
-    return LocalAuthority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def certificate(authority: LocalAuthority) -> PushCertificate:
-    return authority.push_certificate(TOPIC)
 
 
 def tls(authority: LocalAuthority, certificate: PushCertificate | None = None) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.maildirs import make_maildir
 from xaps_watch.watcher import Pace, Watcher
 
 FAST = Pace(verify_interval=0.1, retry_first=0.01, retry_last=0.1)
@@ -36,15 +37,9 @@ class Deliveries:
         self.paths.clear()
 
 
-def make_mailbox(path: Path) -> Path:
-    for name in ("cur", "new", "tmp"):
-        (path / name).mkdir(parents=True)
-    return path
-
-
 @pytest.fixture
 def box(tmp_path: Path) -> Path:
-    return make_mailbox(tmp_path / "Maildir")
+    return make_maildir(tmp_path / "Maildir")
 
 
 @pytest.fixture
@@ -98,7 +93,7 @@ async def test_no_deliveries(watcher: Watcher, deliveries: Deliveries, box: Path
     (box / "new" / ".dot").write_text("not mail")
     (box / "new" / "a,U=1").rename(box / "cur" / "a,U=1:2,")
     (box / "new" / "directory").mkdir()
-    other = make_mailbox(tmp_path / "Other")
+    other = make_maildir(tmp_path / "Other")
     watcher.watch(str(other), time.time())
     await watcher.settled()
     by_rename(other)
@@ -112,7 +107,7 @@ async def test_mail_older_than_the_watch(watcher: Watcher, deliveries: Deliverie
 
 
 async def test_unwatch(watcher: Watcher, deliveries: Deliveries, box: Path, tmp_path: Path) -> None:
-    other = make_mailbox(tmp_path / "Other")
+    other = make_maildir(tmp_path / "Other")
     for path in (box, other):
         watcher.watch(str(path), time.time())
     await watcher.settled()
@@ -139,7 +134,7 @@ async def test_new_folder_missing_at_first(watcher: Watcher, deliveries: Deliver
     box = tmp_path / "Maildir"
     watcher.watch(str(box), time.time())
     await watcher.settled()
-    make_mailbox(box)
+    make_maildir(box)
     by_rename(box)
     await deliveries.expect(box)
 
@@ -148,6 +143,6 @@ async def test_removed_and_recreated(watcher: Watcher, deliveries: Deliveries, b
     watcher.watch(str(box), time.time())
     await watcher.settled()
     shutil.rmtree(box)
-    make_mailbox(box)
+    make_maildir(box)
     by_link(box)
     await deliveries.expect(box)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support import debian
 from tests.support.machine import PACKAGES, Machine, wheels
+from tests.support.values import ACCOUNT_ID
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,7 +42,6 @@ SYSTEM_USER = User("anna", "/home/anna/Maildir", "a1" * 32)
 VIRTUAL_USER = User("berta@example.org", "/var/vmail/example.org/berta/Maildir", "b2" * 32)
 USERS = (SYSTEM_USER, VIRTUAL_USER)
 
-ACCOUNT_ID = "0715A26B-CA09-4730-A419-793000CA982E"
 
 _DOVECOT_2_3 = """
 mail_location = maildir:~/Maildir

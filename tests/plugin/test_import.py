@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Ran, xaps_watch
-from tests.support.daemon import Site, device_token
+from tests.support.daemon import Site
 from tests.support.dovecot import Dovecot, User, is_24
+from tests.support.values import device_token
 from xaps_watch import registry
 from xaps_watch.registry import Registry
 

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tests.support.dovecot import Dovecot
-from tests.support.phone import ACCOUNT_ID, COMMAND, DEVICE_TOKEN, RefusedError
+from tests.support.phone import COMMAND, DEVICE_TOKEN, RefusedError
+from tests.support.values import ACCOUNT_ID
 
 IDS = f"aps-account-id {ACCOUNT_ID} aps-device-token {DEVICE_TOKEN}".encode()
 MALFORMED = {

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.dovecot import TOPIC, Dovecot
-from tests.support.phone import ACCOUNT_ID, DEVICE_TOKEN, FORMS, mailbox_hash
+from tests.support.dovecot import Dovecot
+from tests.support.phone import DEVICE_TOKEN, FORMS, mailbox_hash
+from tests.support.values import ACCOUNT_ID, TOPIC
 
 MAILBOXES = ("INBOX", "Notes", "My Folder", "Entwürfe", "Tom & Jerry", "a.b", 'back\\slash "quoted"', "🐈 emoji", "NIL")
 ATOMS = ("INBOX", "Notes", "Entwürfe", "a.b", "NIL")  # those that may be written so

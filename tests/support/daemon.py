@@ -13,19 +13,12 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.maildirs import make_maildir
+from tests.support.values import ACCOUNT_ID, TOPIC
 from xaps_watch import registry
 from xaps_watch.authority import LocalAuthority, PushCertificate
 from xaps_watch.model import Mailbox
 from xaps_watch.registry import Registry
 from xaps_watch.simulator import Simulator
-
-TOPIC = "com.apple.mobilemail.push.org.example"
-ACCOUNT_ID = "0715A26B-CA09-4730-A419-793000CA982E"
-
-
-def device_token(number: int) -> str:
-    """A device token like no other's."""
-    return f"{number:064x}"
 
 
 class Site:

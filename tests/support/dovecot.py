@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.phone import Phone
+from tests.support.values import TOPIC
 from xaps_watch import registry
 from xaps_watch.registry import Registry
 
@@ -30,7 +31,6 @@ PLUGIN_FILE = "lib90_imap_xaps_plugin.so"
 MODULES = Path("/usr/lib/dovecot/modules")
 REGISTRY_GROUP = 64999
 """The registry's group. Numbers need no entry in /etc/group."""
-TOPIC = "com.apple.mobilemail.push.org.example"
 
 # What is in Dovecot's log only when something is broken.
 FAULTS = ("Panic:", "Fatal:", "killed with signal", "Raw backtrace", "AddressSanitizer", "runtime error")
@@ -278,6 +278,29 @@ class Dovecot:
     def _is_enabled(self) -> bool:
         return self.plugin is not None and self.enabled
 
+    def _services(self) -> str:
+        """What both versions write alike."""
+        return f"""
+namespace inbox {{
+  inbox = yes
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {self.port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    port = {self.lmtp_port}
+  }}
+}}
+service imap {{
+  {self._imap_executable}
+}}"""
+
     def _config_23(self) -> str:
         settings = {"xaps_registry": str(self.registry), **self.settings} if self._is_enabled else {}
         imap_plugins = " imap_xaps" if self._is_enabled else ""
@@ -301,27 +324,9 @@ userdb {{
   driver = passwd-file
   args = username_format=%u {self.directory}/users
 }}
-namespace inbox {{
-  inbox = yes
-}}
-service imap-login {{
-  inet_listener imap {{
-    port = {self.port}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-service lmtp {{
-  inet_listener lmtp {{
-    port = {self.lmtp_port}
-  }}
-}}
+{self._services()}
 plugin {{
   {_lines(settings)}
-}}
-service imap {{
-  {self._imap_executable}
 }}
 protocol imap {{
   mail_plugins = $mail_plugins{imap_plugins}
@@ -359,26 +364,8 @@ passdb passwd-file {{
 userdb passwd-file {{
   passwd_file_path = {self.directory}/users
 }}
-namespace inbox {{
-  inbox = yes
-}}
-service imap-login {{
-  inet_listener imap {{
-    port = {self.port}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-service lmtp {{
-  inet_listener lmtp {{
-    port = {self.lmtp_port}
-  }}
-}}
+{self._services()}
 {_lines(settings)}
-service imap {{
-  {self._imap_executable}
-}}
 protocol imap {{
   mail_plugins {{
     {_each_yes(imap_plugins)}

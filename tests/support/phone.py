@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-ACCOUNT_ID = "0715A26B-CA09-4730-A419-793000CA982E"
+from tests.support.values import ACCOUNT_ID
+
 DEVICE_TOKEN = "2918390218931890821908309283098109381029309829018310983092892829"  # noqa: S105 - nobody's token
 SUBTOPIC = "com.apple.mobilemail"
 COMMAND = "XAPPLEPUSHSERVICE"

@@ -8,8 +8,7 @@ import json
 import httpx
 import pytest
 
-from tests.support.daemon import ACCOUNT_ID
-from tests.support.values import device
+from tests.support.values import ACCOUNT_ID, device
 from xaps_watch.apns import PAYLOAD_LIMIT, outcome_of, payloads, pushable
 from xaps_watch.model import Push, Registration, Request
 

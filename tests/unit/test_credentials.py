@@ -12,12 +12,11 @@ from typing import Any
 import jwt
 import pytest
 
+from tests.support.values import TOPIC
 from xaps_watch import credentials
 from xaps_watch.authority import LocalAuthority, PushCertificate
 from xaps_watch.config import ApnsConfig, Config
 from xaps_watch.credentials import Certificate, CredentialsError, CredentialsMissingError, TokenKey
-
-TOPIC = "com.apple.mobilemail.push.org.example"
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from time import time
 
 import pytest
 
+from tests.support.values import TOPIC
 from xaps_watch.authority import LocalAuthority
 from xaps_watch.config import ApnsConfig, Config
 from xaps_watch.keeper import Keeper
 
-TOPIC = "com.apple.mobilemail.push.org.example"
 DAY = 86400.0
 
 
