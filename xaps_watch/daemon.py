@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,9 @@ class Daemon:
             loop.add_signal_handler(number, handler)
         try:
             await self._start()
+            # What is there now stays: the garbage collector need not go through all mailboxes again and again.
+            gc.collect()
+            gc.freeze()
             log.info("ready %s", fields(**summary(self.service, self.keeper)))
             self._tell("READY=1")
             while not self._stop:

@@ -89,12 +89,9 @@ class Registrar:
         """The devices to be told of mail in this mailbox. Raises RegistryError: ask again later."""
         return self._lookup().subscribers(path)
 
-    def device(self, device_id: int) -> tuple[Device | None, frozenset[str]]:
-        """The registration as it is now, with the names of its mailboxes. Raises RegistryError."""
-        lookup = self._lookup()
-        device = lookup.device(device_id)
-        names = frozenset(mailbox.name for mailbox in lookup.mailboxes(device_id)) if device else frozenset()
-        return device, names
+    def registration(self, device_id: int) -> tuple[Device, frozenset[str]] | None:
+        """The device as it is now, with the names of its mailboxes. Raises RegistryError."""
+        return self._lookup().registration(device_id)
 
     def note(self, note: Note) -> None:
         """To be written down soon. One a device: the newest counts, but for a removal or suspension before it."""

@@ -248,6 +248,17 @@ class Registry:
         rows = self._rows(f"SELECT {_DEVICE_COLUMNS} FROM device WHERE id = ?", device_id)
         return next((Device(*row) for row in rows), None)
 
+    def registration(self, device_id: int) -> tuple[Device, frozenset[str]] | None:
+        """The device, and the names of its mailboxes, at once: each push asks for them."""
+        rows = self._rows(
+            f"SELECT {_DEVICE_COLUMNS}, (SELECT group_concat(name, char(0)) FROM mailbox WHERE device_id = device.id)"
+            " FROM device WHERE id = ?",
+            device_id,
+        )
+        for *columns, names in rows:
+            return Device(*columns), frozenset(names.split("\0") if names is not None else ())
+        return None
+
     def mailboxes(self, device_id: int) -> list[Mailbox]:
         rows = self._rows("SELECT name, path FROM mailbox WHERE device_id = ? ORDER BY name", device_id)
         return [Mailbox(*row) for row in rows]
@@ -389,8 +400,10 @@ class Registry:
     # --- how it is done ----------------------------------------------------------------------------------------------
 
     def _rows(self, sql: str, *parameters: object) -> list[tuple]:  # type: ignore[type-arg]
-        with _translated(self.path):
+        try:  # not by _translated: at each delivery a context manager costs as much as the statement
             return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _translation(self.path, error) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -410,11 +423,15 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        message = str(error)
-        if any(sign in message for sign in _CORRUPT):
-            raise RegistryCorruptError(f"{path}: {message}") from error
-        mend = next((mend for sign, mend in _MENDS.items() if sign in message), None)
-        raise RegistryError(f"{path}: {message}" + (f"; {mend}" if mend else "")) from error
+        raise _translation(path, error) from error
+
+
+def _translation(path: Path, error: sqlite3.Error) -> RegistryError:
+    message = str(error)
+    if any(sign in message for sign in _CORRUPT):
+        return RegistryCorruptError(f"{path}: {message}")
+    mend = next((mend for sign, mend in _MENDS.items() if sign in message), None)
+    return RegistryError(f"{path}: {message}" + (f"; {mend}" if mend else ""))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

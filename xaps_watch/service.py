@@ -307,18 +307,21 @@ class Service:
             self._pump()
 
     async def _push(self, pusher: Pusher, due: Due) -> None:
-        device, registered = self.registrar.device(due.device_id)
-        if device is None or device.suspended is not None:
+        push = self._to_push(due)
+        if push is None:
             self.coalescer.done(due)
             return
-        # Only what the phone was echoed: it may have dropped a folder meanwhile.
-        mailboxes = pushable(device.version, due.mailboxes & registered)
-        if not mailboxes:
-            self.coalescer.done(due)
-            return
-        push = Push(device, mailboxes)
         outcome = await pusher.push(push)
         self._conclude(due, push, outcome)
+
+    def _to_push(self, due: Due) -> Push | None:
+        """By the registration as it is now: the phone may be gone, or have dropped a folder meanwhile."""
+        registration = self.registrar.registration(due.device_id)
+        if registration is None:
+            return None
+        device, registered = registration
+        mailboxes = pushable(device.version, due.mailboxes & registered)
+        return Push(device, mailboxes) if mailboxes and device.suspended is None else None
 
     # --- outcomes → registry -----------------------------------------------------------------------------------------
 

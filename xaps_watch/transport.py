@@ -12,6 +12,8 @@ import math
 import os
 import ssl
 from collections import deque
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 import anyio
@@ -25,7 +27,6 @@ PING_TIMEOUT = 10.0  # seconds for the answer to a PING
 GOODBYE_TIMEOUT = 1.0  # seconds for the server to close its side when we close ours
 MAX_UNWRITTEN = 1 << 20  # bytes that a server may make us owe it without reading them
 
-_VARYING = frozenset((b"apns-id", b"apns-expiration", b"apns-collapse-id", b"content-length"))
 _CONNECTION_HEADERS = frozenset(  # of HTTP/1.1; HTTP/2 forbids them (RFC 9113, 8.2.2) and has :authority for host
     (b"host", b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
@@ -66,7 +67,6 @@ class PushTransport(httpx.AsyncBaseTransport):
         self._waiting: deque[_Exchange] = deque()  # not yet sent
         self._exchanges: set[_Exchange] = set()  # all that are not answered
         self._timer: asyncio.TimerHandle | None = None  # for the earliest deadline among them
-        self._encoder = _Encoder()
         self._closed = False
 
     # Sending a request
@@ -77,11 +77,11 @@ class PushTransport(httpx.AsyncBaseTransport):
             raise httpx.LocalProtocolError("the transport is closed", request=request)
         self._check_origin(request)
         try:
-            block = self._encoder.encode(request)
+            block = _encode(request)
         except header_coding.HeaderError as error:
             raise httpx.LocalProtocolError(str(error), request=request) from None
         timeouts = request.extensions.get("timeout", {})
-        exchange = _Exchange(block, await request.aread(), timeouts)
+        exchange = _Exchange(block, await _body(request), timeouts)
         self._exchanges.add(exchange)
         self._submit(exchange)
         try:
@@ -433,39 +433,31 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-class _Encoder:
-    """Requests to header blocks. The headers that don't change from push to push are encoded once."""
+async def _body(request: httpx.Request) -> bytes:
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):  # all of it is there: no need to go through the loop for it
+        return b"".join(cast(Iterable[bytes], stream))
+    return await request.aread()
 
-    def __init__(self) -> None:
-        self._constant: list[tuple[bytes, bytes]] = []
-        self._regular = b""
-        self._asked: tuple[str, bytes] | None = None
-        self._pseudo = b""
 
-    def encode(self, request: httpx.Request) -> bytes:
-        """Raises HeaderError at a value that HTTP/2 forbids."""
-        host = b""
-        varying = [(b":path", request.extensions.get("target") or request.url.raw_path)]
-        constant = []
-        for raw_name, value in request.headers.raw:
-            name = raw_name.lower()
-            if name in _VARYING:
-                varying.append((name, value))
-            elif name == b"host":
-                host = value
-            elif name not in _CONNECTION_HEADERS:
-                constant.append((name, value))
-        if constant != self._constant:
-            self._regular = header_coding.encode(constant)
-            self._constant = constant
-        asked = (request.method, host or request.url.netloc)
-        if asked != self._asked:
-            method, authority = asked
-            self._pseudo = header_coding.encode(
-                [(b":method", method.encode()), (b":scheme", b"https"), (b":authority", authority)]
-            )
-            self._asked = asked
-        return self._pseudo + header_coding.encode(varying) + self._regular
+def _encode(request: httpx.Request) -> bytes:
+    """The request's header block. Raises HeaderError at a value that HTTP/2 forbids."""
+    path = request.extensions.get("target") or request.url.raw_path
+    others = _encode_but_path(request.method, request.url.netloc, tuple(request.headers.raw))
+    return header_coding.encode([(b":path", path)]) + others
+
+
+@lru_cache(maxsize=64)  # all but the path is the same for many pushes
+def _encode_but_path(method: str, authority: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    regular = []
+    for raw_name, value in headers:
+        name = raw_name.lower()
+        if name == b"host":
+            authority = value
+        elif name not in _CONNECTION_HEADERS:
+            regular.append((name, value))
+    pseudo = [(b":method", method.encode()), (b":scheme", b"https"), (b":authority", authority)]
+    return header_coding.encode(pseudo + regular)
 
 
 # The fallback
