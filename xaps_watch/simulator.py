@@ -216,12 +216,12 @@ class Simulator:
             raise SimulatorError(f"can't listen on {self.host}:{self.port}: {error.strerror or error}") from error
         self.port = self._listener.sockets[0].getsockname()[1]
 
-    async def wait_for(self, count: int, timeout: float = 10.0) -> list[Received]:
+    async def wait_for(self, count: int, timeout: float = 30.0) -> list[Received]:
         """Waits until `count` requests have been received in all, and returns them. Raises TimeoutError."""
         await self.wait_until(lambda: self.requests >= count, timeout, f"{count} requests")
         return self.received[:count]
 
-    async def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0, what: str = "it") -> None:
+    async def wait_until(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "it") -> None:
         """Waits until `condition`, looked at whenever something happens on a connection. Raises TimeoutError."""
         if condition():
             return

@@ -20,6 +20,9 @@ from tests.support.maildirs import deliver_by_link
 from tests.support.values import TOPIC, device_token
 from xaps_watch.simulator import Answer
 
+UNIT = Path(__file__).parents[2] / "systemd" / "xaps-watch.service"
+TIMEOUT_STOP = float(re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)[0])  # then systemd kills it
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
@@ -43,7 +46,7 @@ async def test_it_tells_systemd_when_it_is_ready_reloading_and_stopping(site: Si
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_it_stops_within_5_seconds_while_apple_is_silent_and_pushes_later(
+async def test_it_stops_in_time_while_apple_is_silent_and_pushes_later(
     site: Site, tmp_path: Path, number: signal.Signals
 ) -> None:
     site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
@@ -56,7 +59,7 @@ async def test_it_stops_within_5_seconds_while_apple_is_silent_and_pushes_later(
         asked = time.monotonic()
         daemon.signal(number)
         assert await daemon.wait() == 0
-        assert time.monotonic() - asked < 5.0
+        assert time.monotonic() - asked < TIMEOUT_STOP
         silent = False
         await daemon.start()
         await simulator.wait_for(2)
@@ -69,7 +72,6 @@ async def test_each_push_is_one_line_without_the_token(site: Site, tmp_path: Pat
     async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
         deliver_by_link(tmp_path / "drafts")
         await simulator.wait_for(1)
-        await asyncio.sleep(0.3)
     lines = [line for line in daemon.log.splitlines() if " push " in line]
     assert len(lines) == 1
     assert re.search(
@@ -89,11 +91,13 @@ async def test_under_journald_lines_have_priorities_and_no_timestamps(site: Site
             env={**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
         )  # fmt: skip
         os.close(write)
-        await asyncio.sleep(2.0)
-        process.terminate()
-        assert await process.wait() == 0
         with os.fdopen(read) as pipe:
-            lines = pipe.read().splitlines()
+            lines = []
+            while not any(" ready " in f" {line[3:]}" for line in lines):
+                lines.append(await asyncio.to_thread(pipe.readline))
+            process.terminate()
+            assert await process.wait() == 0
+            lines += pipe.read().splitlines()
     assert len(lines) >= 3
     assert all(re.match(r"<[2-7]>[a-z]", line) for line in lines), lines
 
@@ -119,7 +123,7 @@ async def test_a_renewed_certificate_is_used_without_a_restart(site: Site, tmp_p
         await simulator.wait_for(1)
         renewed = site.authority.push_certificate(TOPIC, name="renewed", topics=(TOPIC,))
         renewed.file.rename(site.certificate.file)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while daemon.log.count("credentials in use") < 2:
             assert time.monotonic() < deadline, daemon.log
             await asyncio.sleep(0.05)

@@ -115,7 +115,7 @@ class DaemonProcess:
         """What it has logged so far, all runs."""
         return self._log_file.read_text(errors="replace") if self._log_file.exists() else ""
 
-    async def start(self, *, wait_until_ready: bool = True, timeout: float = 15.0) -> None:
+    async def start(self, *, wait_until_ready: bool = True, timeout: float = 30.0) -> None:
         """Start it; raises AssertionError if it isn't READY in time."""
         address = self._log_file.with_name("notify.sock")
         address.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ class DaemonProcess:
             datagram = await asyncio.get_running_loop().sock_recv(self._systemd, 65536)
             self.notifications += datagram.decode().splitlines()
 
-    async def notified(self, state: str, timeout: float = 15.0) -> None:
+    async def notified(self, state: str, timeout: float = 30.0) -> None:
         """Wait until systemd was told something that begins so."""
         assert self._process is not None
         deadline = time.monotonic() + timeout
@@ -153,7 +153,7 @@ class DaemonProcess:
         assert self._process is not None
         self._process.send_signal(number)
 
-    async def wait(self, timeout: float = 10.0) -> int:
+    async def wait(self, timeout: float = 30.0) -> int:
         """Its exit status, once it has ended."""
         assert self._process is not None
         self.exit_status = await asyncio.wait_for(self._process.wait(), timeout)
@@ -164,7 +164,7 @@ class DaemonProcess:
             self._systemd.close()
         return self.exit_status
 
-    async def stop(self, timeout: float = 10.0) -> int:
+    async def stop(self, timeout: float = 30.0) -> int:
         """SIGTERM; its exit status."""
         if self._process is not None and self._process.returncode is None:
             self.signal(signal.SIGTERM)
