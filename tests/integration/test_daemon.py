@@ -92,7 +92,7 @@ async def test_under_journald_lines_have_priorities_and_no_timestamps(site: Site
         )  # fmt: skip
         os.close(write)
         with os.fdopen(read) as pipe:
-            lines = []
+            lines: list[str] = []
             while not any(" ready " in f" {line[3:]}" for line in lines):
                 lines.append(await asyncio.to_thread(pipe.readline))
             process.terminate()
