@@ -5,13 +5,17 @@
 #include "imap-resp-code.h"
 #include "imap-utf7.h"
 #include "mail-user.h"
+#include "module-dir.h"
 #include "restrict-access.h"
 #include "str.h"
 #include "imap-xaps-plugin.h"
 #include "xaps-mailboxes.h"
+#include "xaps-offer.h"
 #include "xaps-registry.h"
 #include "xaps-request.h"
 #include "xaps-settings.h"
+
+#include <dlfcn.h>
 
 #define COMMAND_NAME "XAPPLEPUSHSERVICE"
 
@@ -83,19 +87,40 @@ static int get_settings(struct client *client, struct xaps_settings *set_r, cons
 	return xaps_settings_get(client->user, pool_datastack_create(), set_r, error_r);
 }
 
+/* NULL if it can't be loaded. Once loaded it stays: it belongs to no session. */
+static const struct xaps_registry_module *load_registry_module(const char **error_r)
+{
+	static const struct xaps_registry_module *loaded;
+	const char *path = imap_xaps_module->path;
+	const struct xaps_registry_module *found;
+	void *handle;
+
+	if (loaded != NULL)
+		return loaded;
+	path = t_strconcat(t_strdup_until(path, strrchr(path, '/') + 1), XAPS_REGISTRY_MODULE_FILE, NULL);
+	if ((handle = dlopen(path, RTLD_NOW)) == NULL ||
+	    (found = dlsym(handle, "xaps_registry_module")) == NULL)
+		*error_r = t_strdup_printf("%s; make install again", dlerror());
+	else if (strcmp(found->version, XAPS_REGISTRY_MODULE_VERSION) != 0)
+		*error_r = t_strdup_printf("%s is of another release than this session", path);
+	else
+		loaded = found;
+	return loaded;
+}
+
 static int
 register_device(struct client_command_context *cmd, const struct xaps_request *request,
 		const ARRAY_TYPE(xaps_mailbox) *mailboxes, const char **topic_r)
 {
+	const struct xaps_registry_module *registry;
+	const char *error = "There is no topic yet: xaps-watch needs Apple's certificate, see xaps-watch check";
 	struct xaps_settings set;
-	const char *error;
 	int ret;
 
-	if ((ret = get_settings(cmd->client, &set, &error)) == 0) {
-		ret = xaps_registry_register(&set, cmd->client->user->username, request, mailboxes, topic_r, &error);
-		if (ret == 0)
-			error = "There is no topic yet: xaps-watch needs Apple's certificate, see xaps-watch check";
-	}
+	if (get_settings(cmd->client, &set, &error) < 0 || (registry = load_registry_module(&error)) == NULL)
+		ret = -1;
+	else if ((ret = xaps_offer_check(set.xaps_registry, &error)) > 0)
+		ret = registry->record(&set, cmd->client->user->username, request, mailboxes, topic_r, &error);
 	if (ret <= 0)
 		e_error(cmd->client->event, "imap-xaps: Registration was not recorded: %s", error);
 	return ret;
@@ -136,7 +161,7 @@ static bool can_register(struct client *client)
 	int ret;
 
 	if ((ret = get_settings(client, &set, &error)) == 0)
-		ret = xaps_registry_check(&set, &error);
+		ret = xaps_offer_check(set.xaps_registry, &error);
 	if (ret < 0)
 		e_error(client->event, "imap-xaps: Not offered to this client: %s", error);
 	return ret > 0;

@@ -10,9 +10,6 @@
 #include <sqlite3.h>
 #include <stdarg.h>
 
-/* PRAGMA user_version of the schema.sql that this was written for. */
-#define SCHEMA_VERSION 1
-
 /* Phones that a user can have registered; the one that renewed longest ago makes room. Nobody has so many: it keeps a
    client that invents tokens from filling the disk. */
 #define DEVICES_PER_USER_MAX 100
@@ -26,37 +23,27 @@ struct registry {
 
 /* Faults */
 
-static const char *fault_mend(int code, int system_errno)
+static const char *fault_mend(int code)
 {
 	switch (code) {
-	case SQLITE_CANTOPEN:
-		if (system_errno == ENOENT)
-			return "start xaps-watch, which makes it";
-		/* fall through */
-	case SQLITE_READONLY:
-	case SQLITE_PERM:
-		return "protocol imap needs mail_access_groups with its group, the file mode 0660, its directory 2770";
 	case SQLITE_BUSY:
 		return "find with fuser which program holds it";
 	case SQLITE_FULL:
 	case SQLITE_IOERR:
+	case SQLITE_CANTOPEN:
 		return "see whether the disk is full or failing";
 	case SQLITE_CORRUPT:
 	case SQLITE_NOTADB:
-		return "move it away and restart xaps-watch, which makes a new one";
+		return XAPS_MEND_DAMAGED;
 	default:
-		return "install plugin and xaps-watch of one release";
+		return XAPS_MEND_RELEASE;
 	}
 }
 
 static void registry_fail(struct registry *registry, int code, const char *reason)
 {
-	int system_errno = sqlite3_system_errno(registry->db);
-
-	if (code == SQLITE_CANTOPEN && system_errno != 0)
-		reason = strerror(system_errno);
 	if (registry->error == NULL)
-		registry->error = t_strdup_printf("%s: %s; %s", registry->path, reason, fault_mend(code, system_errno));
+		registry->error = t_strdup_printf("%s: %s; %s", registry->path, reason, fault_mend(code));
 }
 
 static void registry_fail_last(struct registry *registry)
@@ -108,36 +95,38 @@ static int64_t registry_run(struct registry *registry, const char *sql, const ch
 
 /* Opening and closing */
 
-static void registry_open(struct registry *registry, const struct xaps_settings *set, unsigned int busy_timeout)
+static void registry_open(struct registry *registry, const struct xaps_settings *set)
 {
-	int64_t version;
-
 	i_zero(registry);
 	registry->path = set->xaps_registry;
 	if (sqlite3_open_v2(registry->path, &registry->db,
-			    SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
+			    SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) {
 		registry_fail_last(registry);
-	else if (sqlite3_db_readonly(registry->db, "main") == 1)
-		registry_fail(registry, SQLITE_READONLY, "may not be written to");
-	if (registry->error != NULL)
 		return;
-	sqlite3_busy_timeout(registry->db, busy_timeout);
+	}
+	sqlite3_busy_timeout(registry->db, set->xaps_busy_timeout);
 	/* The last one to close would otherwise lock all others out, to tidy up: that is for the daemon. */
 	sqlite3_db_config(registry->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
-
-	version = registry_run(registry, "PRAGMA user_version", "");
-	if (version != SCHEMA_VERSION) {
-		registry_fail(registry, SQLITE_SCHEMA, t_strdup_printf(
-			"has schema version %d, this plugin knows %d", (int)version, SCHEMA_VERSION));
-	}
+	registry_run(registry, "PRAGMA foreign_keys = ON", "");
 }
 
-/* What was not committed is rolled back. Returns what the functions of xaps-registry.h do. */
+/* What was not committed is rolled back. */
 static int registry_close(struct registry *registry, const char *topic, const char **error_r)
 {
 	sqlite3_close(registry->db);
-	*error_r = registry->error;
-	return registry->error != NULL ? -1 : *topic != '\0';
+	if (registry->error != NULL) {
+		*error_r = registry->error;
+		return -1;
+	}
+	return *topic != '\0' ? 1 : 0;
+}
+
+static void registry_check_version(struct registry *registry)
+{
+	int64_t version = registry_run(registry, "PRAGMA user_version", "");
+
+	if (version != XAPS_SCHEMA_VERSION)
+		registry_fail(registry, SQLITE_SCHEMA, t_strdup_printf("has schema version %d", (int)version));
 }
 
 /* "" while the daemon has none. */
@@ -150,14 +139,6 @@ static const char *registry_topic(struct registry *registry)
 		topic = t_strdup((const char *)sqlite3_column_text(stmt, 0));
 	sqlite3_finalize(stmt);
 	return topic != NULL ? topic : "";
-}
-
-int xaps_registry_check(const struct xaps_settings *set, const char **error_r)
-{
-	struct registry registry;
-
-	registry_open(&registry, set, 0);
-	return registry_close(&registry, registry_topic(&registry), error_r);
 }
 
 /* Recording a registration */
@@ -218,17 +199,17 @@ static void registry_forget_oldest(struct registry *registry, const char *userna
 		username, newest_id, (int64_t)DEVICES_PER_USER_MAX);
 }
 
-int xaps_registry_register(const struct xaps_settings *set, const char *username, const struct xaps_request *request,
-			   const ARRAY_TYPE(xaps_mailbox) *mailboxes, const char **topic_r, const char **error_r)
+static int record(const struct xaps_settings *set, const char *username, const struct xaps_request *request,
+		  const ARRAY_TYPE(xaps_mailbox) *mailboxes, const char **topic_r, const char **error_r)
 {
 	struct registry registry;
 	int64_t device_id;
 
-	registry_open(&registry, set, set->xaps_busy_timeout);
-	registry_run(&registry, "PRAGMA foreign_keys = ON", "");
+	registry_open(&registry, set);
 	/* before the transaction, so that no other writer waits for it */
 	registry_fill_asked(&registry, mailboxes);
 	registry_run(&registry, "BEGIN IMMEDIATE", "");
+	registry_check_version(&registry);
 	*topic_r = registry_topic(&registry);
 	if (**topic_r != '\0') {
 		device_id = registry_write_device(&registry, username, request, *topic_r);
@@ -238,3 +219,8 @@ int xaps_registry_register(const struct xaps_settings *set, const char *username
 	}
 	return registry_close(&registry, *topic_r, error_r);
 }
+
+const struct xaps_registry_module xaps_registry_module = {
+	.version = XAPS_REGISTRY_MODULE_VERSION,
+	.record = record,
+};

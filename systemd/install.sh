@@ -164,7 +164,8 @@ remove_plugin() {
         die "Dovecot's configuration still names imap_xaps, so the plugin can't be removed: $(
             grep -rlw imap_xaps "$(dovecot_directory)" | tr '\n' ' ')"
     fi
-    run rm -f "$modules/lib90_imap_xaps_plugin.so" "$modules/settings/libimap_xaps_settings.so"
+    run rm -f "$modules/lib90_imap_xaps_plugin.so" "$modules/libimap_xaps_registry.so" \
+        "$modules/settings/libimap_xaps_settings.so"
 }
 
 # --- Dovecot's configuration ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from xaps_watch.config import Config
 from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMissingError
 from xaps_watch.keeper import WARN_DAYS
 from xaps_watch.model import ConfigError
-from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError
+from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError, published_topic, topic_file
 from xaps_watch.terminal import printable
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -177,6 +177,9 @@ def _registry(case: Case) -> Iterator[Finding]:
     if not topic:
         mend = "sudo systemctl restart xaps-watch; journalctl -u xaps-watch -n 20"
         yield Finding("registry", FAILURE, "the plugin is told no topic, so Dovecot announces no push", mend)
+    elif published_topic(path) != topic:
+        said = f"{topic_file(path)} doesn't hold the topic {topic}, so Dovecot announces no push, or in vain"
+        yield Finding("registry", FAILURE, said, "sudo systemctl restart xaps-watch")
     yield from _modes(path.parent, DIRECTORY_MODE)
     yield from _modes(path, FILE_MODE)
     if path.stat().st_gid != path.parent.stat().st_gid:

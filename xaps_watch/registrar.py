@@ -213,7 +213,7 @@ class Registrar:
         if not notes and not settings:
             return
         try:
-            await self._in_thread(lambda: self._store().write(notes.values(), settings.items()))
+            await self._in_thread(lambda: self._store().write(notes.values(), settings))
         except RegistryError:
             self._notes = {**notes, **self._notes}
             self._urgent = True
@@ -245,6 +245,7 @@ class Registrar:
         store = Registry(self.path)
         try:
             self._stored = dict(store.settings())
+            self._stored.pop("topic", None)  # to be written again, since its file may be missing, or an older one's
             self._open = _Open(lookup=Registry(self.path, busy_timeout=0.0), store=store)
         except RegistryError:
             store.close()

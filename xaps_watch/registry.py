@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,7 @@ from xaps_watch.model import Device, Mailbox, XapsError
 SCHEMA_VERSION = 1
 DIRECTORY_MODE = 0o2770  # setgid: -wal and -shm must get the group, whichever user's imap process makes them
 FILE_MODE = 0o660
+TOPIC_MODE = 0o640
 
 BUSY_TIMEOUT = 5.0  # seconds; the plugin's transactions take milliseconds
 
@@ -137,10 +138,44 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
+def topic_file(path: Path) -> Path:
+    """Where the topic stands beside the registry at `path`, for the plugin to see at a login; empty if there is none.
+
+    The setting "topic" decides. This file saves each login from loading SQLite, which would make it a fifth slower.
+    """
+    return path.with_name(f"{path.name}-topic")
+
+
+def published_topic(path: Path) -> str | None:
+    """What the plugin sees there; None if the file can't be read."""
+    try:
+        return topic_file(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _publish(path: Path, topic: str) -> None:
+    """Write the topic file, at once. Raises RegistryError."""
+    file = topic_file(path)
+    fresh = file.with_name(f"{file.name}.new")
+    try:
+        fresh.unlink(missing_ok=True)  # a crash left it, or somebody who may write to the directory put it there
+        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, TOPIC_MODE)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            os.fchmod(descriptor, TOPIC_MODE)  # whatever the umask
+            stream.write(topic)
+        fresh.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise RegistryError(f"{file}: cannot be written: {error.strerror}") from error
+
+
 def move_aside(path: Path, now: datetime) -> Path:
     """Rename a damaged registry, with what belongs to it; its new name. Raises RegistryError."""
     kept = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S}")
     try:
+        topic_file(path).unlink(missing_ok=True)  # no phone is to try before the new one has its topic
         for suffix in ("-wal", "-shm", ""):
             with suppress(FileNotFoundError):
                 Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
@@ -283,9 +318,15 @@ class Registry:
     def settings(self) -> dict[str, str]:
         return dict(self._rows("SELECT name, value FROM setting"))
 
-    def write(self, notes: Iterable[Note] = (), settings: Iterable[tuple[str, str]] = ()) -> list[int]:
-        """Write all of it down in one transaction. Returns the ids of the devices removed."""
+    def write(self, notes: Iterable[Note] = (), settings: Mapping[str, str] = {}) -> list[int]:
+        """Write all of it down in one transaction, and the topic into its file. Returns the ids of the devices removed.
+
+        A fault may leave the topic's file as it was, with all the rest written: write it again.
+        """
         removed = []
+        topic = settings.get("topic")
+        if topic == "":
+            _publish(self.path, topic)  # first, so that no phone tries what would be refused
         with self._transaction():
             for note in notes:
                 if note.remove:
@@ -310,8 +351,10 @@ class Registry:
                 )
             self._db.executemany(
                 "INSERT INTO setting VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                settings,
+                settings.items(),
             )
+        if topic:
+            _publish(self.path, topic)
         return removed
 
     def follow_topics(self, topics: Sequence[str]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 -- The registry: the contract between the Dovecot plugin, which records registrations, and the daemon, which
 -- creates this file, pushes, and forgets what Apple says is gone. The plugin never creates anything.
--- Raise user_version with every change that the other side has to know of.
+-- Raise user_version with every change that the other side has to know of. The plugin reads it at each login from the
+-- first bytes of this file, so a checkpoint has to follow.
 
 CREATE TABLE device (                  -- a phone's registration of one mail account
   id            INTEGER PRIMARY KEY,
@@ -26,7 +27,8 @@ CREATE TABLE mailbox (                 -- what the phone asked for and was echoe
 ) WITHOUT ROWID;
 CREATE INDEX mailbox_path ON mailbox (path);
 
-CREATE TABLE setting (                 -- topic (daemon → plugin; no row or '' means none), caught_up_to, …
+CREATE TABLE setting (                 -- topic (daemon → plugin; no row or '' means none; also in a file beside this
+                                       -- one, named …-topic, empty means none), caught_up_to, …
   name  TEXT PRIMARY KEY,
   value TEXT NOT NULL
 ) WITHOUT ROWID;

@@ -19,6 +19,7 @@ from tests.support.values import TOPIC, device_token
 from xaps_watch import doctor
 from xaps_watch.cli import main
 from xaps_watch.doctor import FAILURE, OK, WARNING, Finding
+from xaps_watch.registry import topic_file
 from xaps_watch.simulator import Simulator
 
 # Stand-ins for programs whose answers depend on the whole machine; they read what they say from a file.
@@ -203,6 +204,10 @@ SABOTAGES = {
     "the registry has no topic": Sabotage(
         _sql("UPDATE setting SET value = '' WHERE name = 'topic'"), "registry", "is told no topic",
         _sql("UPDATE setting SET value = (SELECT topic FROM device) WHERE name = 'topic'"),
+    ),
+    "the plugin sees no topic": Sabotage(
+        lambda i: topic_file(i.site.registry_file).unlink(), "registry", "sqlite3-topic doesn't hold the topic",
+        lambda i: topic_file(i.site.registry_file).write_text(TOPIC),
     ),
     "a device is suspended": Sabotage(
         _sql("UPDATE device SET suspended = '400 BadDeviceToken'"), "registry", "1 devices are suspended",

@@ -15,7 +15,7 @@ from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Mailbox
 from xaps_watch.registrar import CORRUPT_TRIES, Registrar
-from xaps_watch.registry import Note, Registered, Registry, RegistryError
+from xaps_watch.registry import Note, Registered, Registry, RegistryError, published_topic, topic_file
 
 
 class Heard:
@@ -160,6 +160,52 @@ async def test_what_must_not_wait_is_written_at_once(registrar: Registrar, path:
         registrar.note(Note(device_id, reason, int(time.time() * 1000), suspend=reason, resume=True))
         await registrar.step()
         assert outcome(path, device_id) == reason
+
+
+STALE: dict[str, Callable[[Path], object]] = {
+    "missing, as an older release leaves it": lambda file: file.unlink(),
+    "of another topic, as a crash between the two writes leaves it": lambda file: file.write_text("another"),
+    "of a topic that was taken back": lambda file: file.write_text(""),
+}
+
+
+@pytest.mark.parametrize("spoil", STALE.values(), ids=STALE)
+async def test_the_topics_file_is_right_after_a_start(
+    path: Path, heard: Heard, spoil: Callable[[Path], object]
+) -> None:
+    for _ in range(2):
+        registrar = Registrar(path, heard, time=time.time, monotonic=time.monotonic)
+        await registrar.start()
+        registrar.set("topic", TOPIC)
+        await registrar.step()
+        assert published_topic(path) == TOPIC
+        await registrar.close()
+        spoil(topic_file(path))
+
+
+async def test_the_topic_comes_back_with_a_registry_that_replaces_this_one(registrar: Registrar, path: Path) -> None:
+    registrar.set("topic", TOPIC)
+    registrar.wake()
+    await registrar.step()
+    for file in path.parent.iterdir():
+        file.unlink()
+    registrar.wake()
+    await registrar.step()
+    assert published_topic(path) == TOPIC
+    with Registry(path) as book:
+        assert book.settings()["topic"] == TOPIC
+
+
+async def test_a_topic_that_cannot_be_published_is_tried_again(registrar: Registrar, path: Path) -> None:
+    topic_file(path).mkdir()
+    registrar.set("topic", TOPIC)
+    for _ in range(2):
+        registrar.wake()
+        await registrar.step()
+        assert "registry.sqlite3-topic: cannot be written" in str(registrar.trouble)
+    topic_file(path).rmdir()
+    await registrar.step()
+    assert (registrar.trouble, published_topic(path)) == (None, TOPIC)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {

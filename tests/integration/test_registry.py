@@ -18,7 +18,15 @@ import pytest
 from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Mailbox
-from xaps_watch.registry import OTHER_TOPIC, Note, Registry, RegistryCorruptError, RegistryError, WriteNotice
+from xaps_watch.registry import (
+    OTHER_TOPIC,
+    Note,
+    Registry,
+    RegistryCorruptError,
+    RegistryError,
+    WriteNotice,
+    topic_file,
+)
 
 NOW = 1_700_000_000_000
 
@@ -240,6 +248,52 @@ def test_replaced(path: Path, book: Registry) -> None:
     assert book.replaced() is True
 
 
+# --- the topic's file, which the plugin looks at ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_the_topic_stands_in_its_file_too_whatever_the_umask(path: Path, book: Registry, mask: int) -> None:
+    file = topic_file(path)
+    with umask(mask):
+        for topic in (TOPIC, "com.apple.mobilemail.push.b", "", TOPIC):
+            book.write(settings={"topic": topic})
+            assert (book.settings()["topic"], file.read_text()) == (topic, topic)
+            assert stat.S_IMODE(file.stat().st_mode) == 0o640
+            assert file.stat().st_gid == path.parent.stat().st_gid
+    book.write(settings={"caught_up_to": "1"})
+    assert file.read_text() == TOPIC
+    assert {found.name for found in path.parent.glob("*-topic*")} == {file.name}
+
+
+def test_a_link_in_its_place_leads_nowhere(path: Path, book: Registry, tmp_path: Path) -> None:
+    """Whoever may write to the registry may write to its directory."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    for name in (topic_file(path), Path(f"{topic_file(path)}.new")):
+        name.unlink(missing_ok=True)
+        name.symlink_to(victim)
+        book.write(settings={"topic": TOPIC})
+        assert (victim.read_text(), topic_file(path).read_text()) == ("untouched", TOPIC)
+        assert not topic_file(path).is_symlink()
+
+
+def test_a_topic_that_cannot_be_published_is_told(path: Path, book: Registry) -> None:
+    topic_file(path).mkdir()
+    with pytest.raises(RegistryError, match=r"registry.sqlite3-topic: cannot be written: .*irectory"):
+        book.write(settings={"topic": TOPIC})
+    assert not Path(f"{topic_file(path)}.new").exists()
+    assert registry.published_topic(path) is None
+    topic_file(path).rmdir()
+    book.write(settings={"topic": TOPIC})
+    assert registry.published_topic(path) == TOPIC
+
+
+def test_no_phone_is_to_try_while_a_damaged_registry_is_replaced(path: Path, book: Registry) -> None:
+    book.write(settings={"topic": TOPIC})
+    registry.move_aside(path, datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc))
+    assert not topic_file(path).exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own: needs root")
 def test_disk_full(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "small", tmp_path], check=True)
@@ -255,6 +309,9 @@ def test_disk_full(tmp_path: Path) -> None:
             with pytest.raises(RegistryError, match="make room on the disk"):
                 for number in range(1000):
                     register(opened, number, *(f"folder {i}" for i in range(100)))
+            with pytest.raises(RegistryError, match=r"registry.sqlite3-topic: cannot be written: No space left|full"):
+                opened.write(settings={"topic": TOPIC * 100})
+            assert registry.published_topic(file) is None
             before = len(opened.devices())
             (tmp_path / "filler").unlink()
             register(opened, 2000)

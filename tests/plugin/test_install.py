@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dovecot import MODULES, PLUGIN_SOURCE, REGISTRY_GROUP, Dovecot, is_24
+from tests.support.dovecot import MODULES, PLUGIN_FILES, PLUGIN_SOURCE, REGISTRY_GROUP, SETTINGS_FILE, Dovecot, is_24
 
-PLUGIN = "lib90_imap_xaps_plugin.so"
-SETTINGS = "settings/libimap_xaps_settings.so"
-INSTALLED = {PLUGIN, SETTINGS} if is_24() else {PLUGIN}
+PLUGIN, REGISTRY = PLUGIN_FILES
+SETTINGS = f"settings/{SETTINGS_FILE}"
+INSTALLED = {PLUGIN, REGISTRY, SETTINGS} if is_24() else {PLUGIN, REGISTRY}
 
 
 @pytest.fixture
@@ -32,10 +33,12 @@ def modules(tmp_path: Path) -> Iterator[Path]:
     yield copy
 
 
-def install(modules: Path, build: Path, *, options: str = "exec") -> subprocess.CompletedProcess[str]:
+def install(
+    modules: Path, build: Path, target: str = "install", *, options: str = "exec"
+) -> subprocess.CompletedProcess[str]:
     """``make install`` without a build, where `modules` are mounted in the place of the real ones."""
     script = f'mount --bind -o {options} "$0" "$1" && mount -o remount,bind,{options} "$1" && shift && exec "$@"'
-    command = ["make", "-s", "-C", str(PLUGIN_SOURCE), "install", f"BUILD={build}"]
+    command = ["make", "-s", "-C", str(PLUGIN_SOURCE), target, f"BUILD={build}"]
     command += [f"--old-file={build}/{Path(name).name}" for name in INSTALLED]
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, str(modules), str(MODULES), *command],
@@ -44,7 +47,7 @@ def install(modules: Path, build: Path, *, options: str = "exec") -> subprocess.
 
 
 def installed(modules: Path) -> dict[str, bytes]:
-    return {name: (modules / name).read_bytes() for name in (PLUGIN, SETTINGS) if (modules / name).exists()}
+    return {name: (modules / name).read_bytes() for name in INSTALLED if (modules / name).exists()}
 
 
 def test_install_proves_that_dovecot_loads_it(modules: Path, build: Path) -> None:
@@ -63,28 +66,45 @@ def test_install_by_sudo(modules: Path, build: Path, monkeypatch: pytest.MonkeyP
     assert done.returncode == 0, done.stderr
 
 
-UNLINKED = """
-int sqlite3_open_v2(void);
-void imap_xaps_plugin_init(void) { sqlite3_open_v2(); }
-void imap_xaps_plugin_deinit(void) {}
-"""
+UNLINKED = {
+    PLUGIN: """
+        int missing(void);
+        void imap_xaps_plugin_init(void) { missing(); }
+        void imap_xaps_plugin_deinit(void) {}
+    """,
+    REGISTRY: """
+        int missing(void);
+        struct { int (*record)(void); } xaps_registry_module = { missing };
+    """,
+}
 
 
 @pytest.mark.parametrize("before", [None, "older"])
-def test_a_plugin_that_does_not_load_is_not_installed(modules: Path, build: Path, before: str | None) -> None:
+@pytest.mark.parametrize("name", UNLINKED)
+def test_a_module_that_does_not_load_is_not_installed(
+    modules: Path, build: Path, name: str, before: str | None
+) -> None:
     if before is not None:
         assert install(modules, build).returncode == 0
     was = installed(modules)
-    compile_plugin(build, UNLINKED)
+    compile_module(build / name, UNLINKED[name])
     done = install(modules, build)
     assert done.returncode != 0
     assert "can't load" in done.stderr
-    assert "undefined symbol: sqlite3_open_v2" in done.stderr
+    assert "undefined symbol: missing" in done.stderr
     assert installed(modules) == was
 
 
+def test_a_registry_module_of_another_release_is_not_installed(modules: Path, build: Path) -> None:
+    compile_module(build / REGISTRY, 'struct { const char *version; } xaps_registry_module = { "0 for 2.3.ABIv19" };')
+    done = install(modules, build)
+    assert done.returncode != 0
+    assert f"{REGISTRY} is of another release" in done.stderr
+    assert installed(modules) == {}
+
+
 def test_a_plugin_for_another_dovecot_is_not_installed(modules: Path, build: Path) -> None:
-    compile_plugin(build, 'const char *imap_xaps_plugin_version = "2.3.ABIv999(2.3.999)";')
+    compile_module(build / PLUGIN, 'const char *imap_xaps_plugin_version = "2.3.ABIv999(2.3.999)";')
     done = install(modules, build)
     assert done.returncode != 0
     assert "Module is for different ABI version 2.3.ABIv999" in done.stderr
@@ -108,18 +128,44 @@ def test_what_fails_only_in_its_place_is_taken_back(modules: Path, build: Path, 
     assert installed(modules) == was
 
 
-def compile_plugin(build: Path, source: str) -> None:
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-x", "c", "-o", build / PLUGIN, "-"], input=source, text=True, check=True
-    )
+def compile_module(file: Path, source: str) -> None:
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-o", file, "-"], input=source, text=True, check=True)
 
 
 def test_destdir(build: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        ["make", "-s", "-C", PLUGIN_SOURCE, "install", f"BUILD={build}", f"DESTDIR={tmp_path}/package"], check=True
-    )
+    options = ["-s", "-C", str(PLUGIN_SOURCE), f"BUILD={build}", f"DESTDIR={tmp_path}/package"]
     there = tmp_path / f"package{MODULES}"
-    assert {str(path.relative_to(there)) for path in there.rglob("*.so")} == INSTALLED
+    subprocess.run(["make", "install", *options], check=True)
+    other = there / "lib90_other_plugin.so"
+    other.touch()
+    assert {path.relative_to(there).as_posix() for path in there.rglob("*.so")} == {*INSTALLED, other.name}
+    subprocess.run(["make", "uninstall", *options], check=True)
+    assert list(there.rglob("*.so")) == [other]
+
+
+@pytest.mark.parametrize(
+    "configured",
+    ["protocol imap {\n  mail_plugins = imap_xaps\n}", "plugin {\n  xaps_registry = /x\n}", "xaps_busy_timeout = 1s"],
+)
+def test_uninstall_only_what_is_not_configured(
+    modules: Path, build: Path, configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody could log in any more."""
+    others = {file.relative_to(modules) for file in modules.rglob("*.so")}
+    assert install(modules, build).returncode == 0
+    doveconf = tmp_path / "bin" / "doveconf"
+    doveconf.parent.mkdir()
+    doveconf.write_text(f"#!/bin/sh\ncat <<END\n{configured}\nEND\n")
+    doveconf.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{doveconf.parent}:{os.environ['PATH']}")
+    done = install(modules, build, "uninstall")
+    assert done.returncode != 0
+    assert "nothing removed, since Dovecot's configuration still has:" in done.stderr
+    assert set(installed(modules)) == INSTALLED
+    doveconf.write_text("#!/bin/sh\necho protocols = imap\n")
+    for _ in range(2):
+        assert install(modules, build, "uninstall").returncode == 0
+        assert {file.relative_to(modules) for file in modules.rglob("*.so")} == others
 
 
 def make(*arguments: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.dovecot import REGISTRY_GROUP, Dovecot, User, is_24, make_registry
 from tests.support.phone import DEVICE_TOKEN, Phone, RefusedError
+from xaps_watch.registry import Registry, topic_file
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +93,39 @@ def newer_schema(dovecot: Dovecot) -> None:
     sql(dovecot, "PRAGMA user_version = 2")
 
 
+def no_topic_file(dovecot: Dovecot) -> None:
+    topic_file(registry_file(dovecot)).unlink()
+
+
+BROKEN: dict[Callable[[Dovecot], None], str] = {  # and what the log says
+    remove: "No such file or directory; start xaps-watch of the plugin.s release",
+    garbage: "is not a database; move it away",
+    empty: "is not a database; move it away",
+    directory_without_group: "Permission denied; .*mail_access_groups",
+    read_only: "Permission denied; .*mail_access_groups",
+    other_group: "Permission denied; .*mail_access_groups",
+    newer_schema: "has schema version 2, this plugin knows 1; install plugin and xaps-watch of one release",
+    no_topic_file: "registry.sqlite3-topic: No such file or directory; start xaps-watch of the plugin.s release",
+}
+
+
+def no_table(dovecot: Dovecot) -> None:
+    sql(dovecot, "DROP TABLE mailbox")
+
+
 def no_settings_table(dovecot: Dovecot) -> None:
     sql(dovecot, "DROP TABLE setting")
 
 
-BROKEN: dict[Callable[[Dovecot], None], str] = {  # and what the log says
-    remove: "No such file or directory; start xaps-watch",
-    garbage: "file is not a database; move it away",
-    empty: "has schema version 0, this plugin knows 1; install plugin and xaps-watch of one release",
+def no_topic_set(dovecot: Dovecot) -> None:
+    sql(dovecot, "DELETE FROM setting")
+
+
+BROKEN_INSIDE: dict[Callable[[Dovecot], None], str] = {  # which only SQLite can see
     damaged: "database disk image is malformed; move it away",
-    directory_without_group: "Permission denied; .*mail_access_groups",
-    read_only: "may not be written to; .*mail_access_groups",
-    other_group: "Permission denied; .*mail_access_groups",
-    newer_schema: "has schema version 2, this plugin knows 1",
+    no_table: "no such table: mailbox; install plugin and xaps-watch of one release",
     no_settings_table: "no such table: setting; install plugin and xaps-watch of one release",
+    no_topic_set: "There is no topic yet",
 }
 
 
@@ -143,26 +163,34 @@ def test_broken(dovecot: Dovecot, break_it: Callable[[Dovecot], None]) -> None:
         assert phone.is_alive()
 
 
-def test_no_table_of_devices(dovecot: Dovecot) -> None:
-    """What the check at login doesn't see."""
-    sql(dovecot, "DROP TABLE mailbox")
-    with dovecot.phone() as phone, log_of(dovecot, count=1, match="no such table: mailbox; install"):
+@pytest.mark.parametrize("break_it", BROKEN_INSIDE, ids=lambda function: function.__name__)
+def test_broken_where_a_login_does_not_look(dovecot: Dovecot, break_it: Callable[[Dovecot], None]) -> None:
+    break_it(dovecot)
+    with log_of(dovecot, count=1, match=BROKEN_INSIDE[break_it]), dovecot.phone() as phone:
         assert phone.is_offered_push
         refused(phone)
+    if break_it is not damaged:
         with closing(sqlite3.connect(registry_file(dovecot))) as connection:
             assert connection.execute("SELECT count(*) FROM device").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("topic", [None, ""])
-def test_no_topic(dovecot: Dovecot, topic: str | None) -> None:
-    with dovecot.phone() as phone:
-        sql(dovecot, "DELETE FROM setting" if topic is None else "UPDATE setting SET value = ''")
-        with log_of(dovecot, count=1, match="no topic yet"):
+def test_a_newer_schema_that_is_still_in_the_wal(dovecot: Dovecot) -> None:
+    with Registry(registry_file(dovecot)):  # so that the next to close is not the last, which would checkpoint
+        newer_schema(dovecot)
+        with log_of(dovecot, count=1, match="has schema version 2; install plugin"), dovecot.phone() as phone:
             refused(phone)
-    with log_of(dovecot, count=0, match=""), dovecot.phone() as phone:  # as usual before there is a certificate
-        assert not phone.is_offered_push
-    assert set(dovecot.recorded()[DEVICE_TOKEN]) == {"INBOX"}
-    sql(dovecot, "INSERT OR REPLACE INTO setting VALUES ('topic', 'com.apple.mobilemail.push.b')")
+
+
+def test_no_topic(dovecot: Dovecot) -> None:
+    with Registry(registry_file(dovecot)) as daemon:
+        with dovecot.phone() as phone:
+            daemon.write(settings={"topic": ""})
+            with log_of(dovecot, count=1, match="no topic yet"):
+                refused(phone)
+        with log_of(dovecot, count=0, match=""), dovecot.phone() as phone:  # as usual before there is a certificate
+            assert not phone.is_offered_push
+        assert set(dovecot.recorded()[DEVICE_TOKEN]) == {"INBOX"}
+        daemon.write(settings={"topic": "com.apple.mobilemail.push.b"})
     with dovecot.phone() as phone:
         assert phone.is_offered_push
         assert phone.register().topic == "com.apple.mobilemail.push.b"
@@ -193,13 +221,11 @@ def test_a_writer_delays_no_login_and_is_waited_for(dovecot: Dovecot) -> None:
 
 
 def test_one_who_holds_the_file_for_himself(dovecot: Dovecot) -> None:
-    with dovecot.phone() as phone, closing(sqlite3.connect(registry_file(dovecot), isolation_level=None)) as other:
+    with closing(sqlite3.connect(registry_file(dovecot), isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
-        with log_of(dovecot, count=1, match="locked"):
+        with log_of(dovecot, count=1, match="locked"), dovecot.phone() as phone:  # the login waits for nobody
             refused(phone)
-        with log_of(dovecot, count=1, match="locked"), dovecot.phone() as second:
-            assert not second.is_offered_push
     with dovecot.phone() as phone:
         phone.register()
 
@@ -225,9 +251,8 @@ def test_without_the_daemon_the_files_of_the_first_user_serve_all(dovecot: Dovec
         with dovecot.phone(username) as phone:
             assert phone.is_offered_push
             phone.register()
-    for file in registry_file(dovecot).parent.iterdir():
-        assert file.stat().st_gid == REGISTRY_GROUP
-        assert file.stat().st_mode & 0o777 == 0o660
+    for file in {*registry_file(dovecot).parent.iterdir()} - {topic_file(registry_file(dovecot))}:
+        assert (file.stat().st_gid, file.stat().st_mode & 0o777) == (REGISTRY_GROUP, 0o660)
 
 
 def test_a_directory_without_setgid_is_told(dovecot: Dovecot) -> None:

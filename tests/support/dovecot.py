@@ -27,7 +27,8 @@ from xaps_watch import registry
 from xaps_watch.registry import Registry
 
 PLUGIN_SOURCE = Path(__file__).parents[2] / "plugin"
-PLUGIN_FILE = "lib90_imap_xaps_plugin.so"
+PLUGIN_FILES = ("lib90_imap_xaps_plugin.so", "libimap_xaps_registry.so")
+SETTINGS_FILE = "libimap_xaps_settings.so"
 MODULES = Path("/usr/lib/dovecot/modules")
 REGISTRY_GROUP = 64999
 """The registry's group. Numbers need no entry in /etc/group."""
@@ -51,11 +52,11 @@ def is_24() -> bool:
 
 def build_plugin(directory: Path, *, sanitize: bool = False) -> Path:
     """Build the plugin there; the directory. With `sanitize`, AddressSanitizer and UBSan watch the imap processes."""
-    make = ("make", "-s", "-C", str(PLUGIN_SOURCE), f"BUILD={directory}")
+    make: tuple[str, ...] = ("make", "-s", "-C", str(PLUGIN_SOURCE), f"BUILD={directory}")
     subprocess.run([*make, "all"], check=True, timeout=120)
     if sanitize:  # but not the settings, which other processes load as well
-        watched = [*make, "--always-make", f"{directory}/{PLUGIN_FILE}", "CFLAGS=-fsanitize=address,undefined"]
-        subprocess.run(watched, check=True, timeout=120)
+        make += ("--always-make", "CFLAGS=-fsanitize=address,undefined")
+        subprocess.run([*make, *(f"{directory}/{name}" for name in PLUGIN_FILES)], check=True, timeout=120)
         library = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
         run_imap_by(directory, f"env LD_PRELOAD={library.stdout.strip()}")
     return directory
@@ -86,7 +87,7 @@ def make_registry(directory: Path, *, topic: str | None = TOPIC, group: int = RE
     registry.create(file)
     if topic is not None:
         with Registry(file) as book:
-            book.write(settings=[("topic", topic)])
+            book.write(settings={"topic": topic})
     return file
 
 
@@ -259,9 +260,10 @@ class Dovecot:
             for module in source.glob("*.so"):
                 shutil.copy(module, directory)  # no link: the directory will be mounted over the source
         if self.plugin is not None:
-            shutil.copy(self.plugin / PLUGIN_FILE, modules)
+            for name in PLUGIN_FILES:
+                shutil.copy(self.plugin / name, modules)
             if is_24():
-                shutil.copy(self.plugin / "libimap_xaps_settings.so", settings)
+                shutil.copy(self.plugin / SETTINGS_FILE, settings)
         lines = []
         for user in self.users:
             home = self.home(user.name)
