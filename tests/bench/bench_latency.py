@@ -1,110 +1,94 @@
-"""``python -m tests.bench.bench_latency``: from rename() to the request at the local APNs, on an idle daemon.
+"""From rename() to the request at the local APNs, on an idle daemon, each delivery by itself after some idleness.
 
-Beside it, in the same run and in turn with it, a bare httpx request of another process: what httpx and the network
-take by themselves. Each is timed from its beginning to the moment when the server has read the whole request.
+Beside it, in turn: one bare request by the same transport and one by httpx's own, from the call to the request's
+arrival, and h2load's round trip. The senders share one processor, the server and who delivers have the other.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import sys
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
 
-from tests.faults.schedule import rss_of
+from tests.bench.report import Report, bars
+from tests.bench.senders import Sender, h2load_round_trip
+from tests.bench.servers import SENDER_CPU, SERVER_CPU, Stopwatch, pin
 from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import make_maildir
 from tests.support.values import device_token
-from xaps_watch.simulator import Simulator
 
 DEVICES = 10
-GAP = 0.01  # seconds of idleness between two
-
-# Sends one push for each line on its standard input, and says when it began.
-BARE = """
-import asyncio, ssl, sys, time, httpx
-async def main():
-    url, ca, certificate, topic = sys.argv[1:]
-    tls = ssl.create_default_context(cafile=ca)
-    tls.load_cert_chain(certificate)
-    limits = httpx.Limits(max_connections=1, keepalive_expiry=None)
-    async with httpx.AsyncClient(http1=False, http2=True, verify=tls, limits=limits) as client:
-        while await asyncio.to_thread(sys.stdin.readline):
-            until = str(int(time.time()) + 86400)
-            headers = {"apns-topic": topic, "apns-push-type": "background", "apns-expiration": until}
-            body = b'{"aps":{"account-id":"0715A26B-CA09-4730-A419-793000CA982E"}}'
-            began = time.perf_counter()
-            (await client.post(f"{url}/3/device/{'0' * 64}", headers=headers, content=body)).raise_for_status()
-            print(began, flush=True)
-asyncio.run(main())
-"""
+GAP = 0.01  # seconds of idleness before each
+DAEMON, FAST, HTTPX, LIMIT = (
+    "rename() → request, whole daemon",
+    "httpx with our transport, bare request",
+    "httpx, bare request",
+    "h2load, round trip",
+)
 
 
 async def measure(directory: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds, by what was measured; and the daemon's memory, KiB."""
+    """Seconds."""
     site = Site(directory)
+    server = Stopwatch(site.authority)
     mailboxes = [make_maildir(directory / f"mailbox{number}") for number in range(DEVICES)]
     for number, mailbox in enumerate(mailboxes):
         site.register(f"user{number}", device_token(number + 1), {"INBOX": mailbox})
-    found: dict[str, list[float]] = {"daemon": [], "bare": [], "rss": []}
-    async with site.simulator() as simulator:
-        config = site.configure(simulator.url, sections={"push": {"min_interval": 0}})
-        bare = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "ignore", "-c", BARE,
-            simulator.url, str(simulator.ca_file), str(site.certificate.file), site.certificate.topic,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+    config = site.configure(server.url, sections={"push": {"min_interval": 0}})
+    turn = cycle(mailboxes)
+    pin(os.getpid(), SERVER_CPU)  # the server is in this process
+    with ExitStack() as stack:
+        bare = {
+            name: stack.enter_context(Sender(kind, server.url, site.authority.ca_file))
+            for name, kind in ((FAST, "fast"), (HTTPX, "httpx"))
+        }
         async with DaemonProcess(config) as daemon:
-            for number in range(-20, rounds):  # the first ones warm up
-                latencies = await _deliver(simulator, mailboxes[number % DEVICES]), await _request(simulator, bare)
-                if number >= 0:
-                    found["daemon"].append(latencies[0])
-                    found["bare"].append(latencies[1])
-            found["rss"].append(rss_of(daemon.pid))
-        assert bare.stdin
-        bare.stdin.close()
-        await bare.wait()
+            pin(daemon.pid, SENDER_CPU)
+            measures: dict[str, Callable[[], float]] = {DAEMON: lambda: _delivery(server, next(turn))}
+            measures |= {name: partial(_request, server, sender) for name, sender in bare.items()}
+            found: dict[str, list[float]] = {name: [] for name in measures}
+            for number in range(-DEVICES, rounds):  # the first ones warm up
+                for name, take in measures.items():
+                    latency = await asyncio.to_thread(take)
+                    if number >= 0:
+                        found[name].append(latency)
+    found[LIMIT] = [h2load_round_trip(server.url, rounds) for _ in range(3)]
     return found
 
 
-async def _deliver(simulator: Simulator, mailbox: Path) -> float:
-    message = mailbox / "tmp" / "message"
-    message.write_text("Subject: test\n\n")
-    target = mailbox / "new" / f"{simulator.requests}.message"
-    await asyncio.sleep(GAP)
-    loop, count = asyncio.get_running_loop(), simulator.requests
-    began = loop.time()
-    message.rename(target)
-    await simulator.wait_for(count + 1)
-    return simulator.received[-1].at - began
+def _delivery(server: Stopwatch, mailbox: Path) -> float:
+    tmp, new = mailbox / "tmp" / "mail", mailbox / "new" / "mail"
+    tmp.write_text("Subject: test\n\n")
+    time.sleep(GAP)
+    count = len(server.arrivals)
+    began = time.perf_counter()
+    tmp.rename(new)
+    while len(server.arrivals) == count:
+        time.sleep(0.0005)
+    new.unlink()
+    return server.arrivals[count] - began
 
 
-async def _request(simulator: Simulator, bare: asyncio.subprocess.Process) -> float:
-    assert bare.stdin
-    assert bare.stdout
-    await asyncio.sleep(GAP)
-    count = simulator.requests
-    bare.stdin.write(b"\n")
-    await simulator.wait_for(count + 1)
-    return simulator.received[-1].at - float(await bare.stdout.readline())
+def _request(server: Stopwatch, sender: Sender) -> float:
+    time.sleep(GAP)
+    count = len(server.arrivals)
+    began = sender.one()
+    return server.arrivals[count] - began
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_latency", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500)
-    arguments = parser.parse_args()
-    with TemporaryDirectory(prefix="xaps-watch-latency-") as name:
-        found = asyncio.run(measure(Path(name), arguments.rounds))
-    print("| | median | p99 |\n|---|---|---|")
-    for key, label in (("daemon", "rename() → request at the server"), ("bare", "bare httpx request")):
-        print(f"| {label} | {median(found[key]) * 1000:.2f} ms | {quantiles(found[key], n=100)[98] * 1000:.2f} ms |")
-    daemon, bare = median(found["daemon"]), median(found["bare"])
-    print(f"| daemon to bare | {daemon / bare:.2f} × ({(daemon - bare) * 1000:+.2f} ms) | |")
-    print(f"\nRSS of the daemon with {DEVICES} registrations: {found['rss'][0] / 1024:.0f} MiB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(directory: Path, *, quick: bool) -> Report:
+    found = asyncio.run(measure(directory, 50 if quick else 1000))
+    bare = median(found[HTTPX])
+    rows = []
+    for name, latencies in found.items():
+        p99 = f"{quantiles(latencies, n=100)[98] * 1000:.2f} ms" if len(latencies) > 10 else ""
+        rows.append([name, f"{median(latencies) / bare:.2f} ×", f"{median(latencies) * 1000:.2f} ms", p99])
+    plot = bars("Latency", "ms", {"median": {name: median(figures) * 1000 for name, figures in found.items()}})
+    head = ["latency", "to bare httpx", "median", "99 %"]
+    return Report("From the delivery to the request, nothing else going on", head, rows, plots={"latency": plot})

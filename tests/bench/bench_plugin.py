@@ -1,4 +1,4 @@
-"""``python -m tests.bench.bench_plugin``: what the plugin costs a login, and how long a registration takes. Needs root.
+"""What the plugin costs a login, and how long a registration takes. Needs root.
 
 The logins go in turn to two Dovecots, one with the plugin and one without; each waits for the tagged OK of LOGIN, which
 a new imap process sends. Registrations stand beside a LIST of the same mailboxes in the same session.
@@ -6,14 +6,12 @@ a new imap process sends. Registrations stand beside a LIST of the same mailboxe
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
 
+from tests.bench.report import Report
 from tests.support.dovecot import Dovecot, build_plugin, version
 from tests.support.phone import Phone
 from xaps_watch.registry import Registry
@@ -67,20 +65,15 @@ def registrations(plugin: Path, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_plugin", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500)
-    arguments = parser.parse_args()
-    with TemporaryDirectory(prefix="xaps-watch-plugin-") as name:
-        plugin = build_plugin(Path(name))
-        with_it, without = logins(plugin, arguments.rounds)
-        others = registrations(plugin, max(arguments.rounds // 20, 3))
-    print(f"Dovecot {'.'.join(map(str, version()))}\n\n| | median | p90 |\n|---|---|---|")
-    for name, figures in {"login with the plugin": with_it, "login without": without, **others}.items():
-        print(f"| {name} | {median(figures) * 1000:.2f} ms | {quantiles(figures, n=10)[8] * 1000:.2f} ms |")
-    print(f"| login with to without | {median(with_it) / median(without):.3f} × | |")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(directory: Path, *, quick: bool) -> Report:
+    rounds = 40 if quick else 500
+    plugin = build_plugin(directory)
+    with_it, without = logins(plugin, rounds)
+    others = registrations(plugin, max(rounds // 20, 3))
+    rows = [
+        [name, f"{median(figures) * 1000:.2f} ms", f"{quantiles(figures, n=10)[8] * 1000:.2f} ms"]
+        for name, figures in {"login with the plugin": with_it, "login without": without, **others}.items()
+    ]
+    rows.append(["login with to without", f"{median(with_it) / median(without):.3f} ×", ""])
+    title = f"What the plugin costs Dovecot {'.'.join(map(str, version()))}"
+    return Report(title, ["", "median", "90 %"], rows)
