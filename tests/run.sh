@@ -22,7 +22,7 @@ stage_e2e() { pytest tests/e2e; }
 stage_demo() { xaps-watch demo; }
 stage_plugin_check() { make -s -C plugin all && make -s -C plugin check; }
 stage_plugin_fuzz() { tests/plugin/fuzz.sh; }
-stage_plugin() { pytest tests/plugin; }
+stage_plugin() { SANITIZE=1 pytest tests/plugin; }              # AddressSanitizer and UBSan watch each imap process
 stage_plugin_24() { python -m tests.plugin trixie; }
 stage_agents() { pytest -s tests/agents; }
 stage_machines() { pytest tests/machines; }
