@@ -42,9 +42,8 @@ exec chroot "$SCRATCH/root" sh -c 'cd /source && exec "$@"' - "$@"
 """
 
 
-def main(where: str, *arguments: str) -> int:
-    """pytest's exit status."""
-    pytest = ("-m", "pytest", "-p", "no:cacheprovider", *(arguments or ("tests/plugin",)))
+def run_python(where: str, *arguments: str) -> int:
+    """Run Python with these arguments there; its exit status."""
     if where == "host":
         enter, python, environment = HOST, sys.executable, dict(os.environ)
     else:
@@ -62,8 +61,13 @@ def main(where: str, *arguments: str) -> int:
         }
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return subprocess.run(
-        [*NAMESPACES, "sh", "-c", enter, "sh", python, *pytest], cwd=SOURCE, env=environment, check=False
+        [*NAMESPACES, "sh", "-c", enter, "sh", python, *arguments], cwd=SOURCE, env=environment, check=False
     ).returncode
+
+
+def main(where: str, *arguments: str) -> int:
+    """pytest's exit status."""
+    return run_python(where, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or ("tests/plugin",)))
 
 
 if __name__ == "__main__":

@@ -191,14 +191,17 @@ def shared(plugin: Path) -> Iterator[Dovecot]:
 
 
 def test_only_what_the_user_may_read_in_shared_and_public_namespaces(shared: Dovecot) -> None:
+    shared.create_mailboxes("alice", "Own")
     names = [f"{namespace}.{name}" for namespace in ("shared.bob", "Public") for name in RIGHTS]
     with shared.phone() as phone:
-        echoed = phone.register(["INBOX", *names, "shared.bob", "shared.bob.INBOX", "shared.nobody.INBOX"]).mailboxes
-        assert echoed == ("INBOX", "shared.bob.Readable", "Public.Readable")
+        others = ("shared.bob", "shared.bob.INBOX", "shared.nobody.INBOX")
+        echoed = phone.register(["INBOX", "Own", *names, *others]).mailboxes
+        assert echoed == ("INBOX", "Own", "shared.bob.Readable", "Public.Readable")
         assert phone.is_alive()
         assert phone.command(b"SELECT shared.bob.Readable").status == "OK"
     assert shared.recorded()[DEVICE_TOKEN] == {
         "INBOX": shared.maildir(),
+        "Own": shared.maildir(mailbox="Own"),
         "shared.bob.Readable": shared.maildir("bob", "Readable"),
         "Public.Readable": shared.directory / "public" / ".Readable",
     }

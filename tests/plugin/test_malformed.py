@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -109,11 +110,20 @@ def test_names_of_no_mailbox(dovecot: Dovecot, names: bytes) -> None:
 
 
 def test_a_mailbox_whose_name_holds_control_characters_is_not_recorded(dovecot: Dovecot) -> None:
-    for name in ("Notes", "a\x01b", "&AAE-"):
+    for name in ("Notes", "a\x01b", "&AAE-", "&AJs-31m", "&AKA-"):
         for directory in ("cur", "new", "tmp"):
             (dovecot.maildir("bob", name) / directory).mkdir(parents=True)
     with dovecot.phone("bob") as phone:
-        assert phone.register(["Notes", "a\x01b", "\x01"]).mailboxes == ("Notes",)
+        asked = ["Notes", "a\x01b", "\x01", "\x9b31m", "\xa0"]
+        assert phone.register(asked).mailboxes == ("Notes", "\xa0")
+
+
+def test_a_path_that_holds_control_characters_is_not_recorded(plugin: Path) -> None:
+    with Dovecot(plugin, mail_path="~/\x1b[31mMail") as dovecot, dovecot.phone() as phone:
+        with pytest.raises(RefusedError, match=r"NO \[CANNOT\]"):
+            phone.register(["INBOX"])
+        assert phone.is_alive()
+        assert dovecot.recorded() == {}
 
 
 def test_twenty_errors_in_a_row_end_the_session_as_with_any_command(dovecot: Dovecot) -> None:
