@@ -1,8 +1,8 @@
 """What the plugin costs a login, and how long a registration takes. Needs root.
 
 The logins go in turn to three Dovecots: one with the plugin, one with a plugin that does nothing, one without; each
-waits for the tagged OK of LOGIN, which a new imap process sends. Registrations stand beside a LIST of the same mailboxes
-in the same session.
+waits for the tagged OK of LOGIN, which a new imap process sends. Registrations stand beside a LIST of the same
+mailboxes in the same session.
 
 ``python -m tests.bench.bench_plugin trixie`` measures with that Debian's Dovecot.
 """
