@@ -41,7 +41,7 @@ class Listener(Protocol):
     def registered(self, registrations: Sequence[Registered]) -> None:
         """These mailboxes were registered, lately; some for the first time."""
 
-    def all_registered(self, paths: dict[str, int]) -> None:
+    async def all_registered(self, paths: dict[str, int]) -> None:
         """These are all there are, and when (unix time, ms) the first registration of each was made."""
 
 
@@ -77,6 +77,7 @@ class Registrar:
         self._settings: dict[str, str] = {}
         self._stored: dict[str, str] = {}  # settings as they are in the file
         self._newest = 0  # unix time, ms: of the newest registration seen
+        self._lately: set[Registered] = set()  # what was told last
         self._next_sweep = 0.0
         self._sweep_wanted = False
         self._corrupt_tries = 0
@@ -202,7 +203,7 @@ class Registrar:
         if self._sweep_wanted and self._monotonic() >= self._next_sweep:
             started = self._monotonic()
             paths = await self._in_thread(lambda: self._store().paths())
-            self._listener.all_registered(paths)
+            await self._listener.all_registered(paths)
             self._sweep_wanted = False
             self._next_sweep = started + SWEEP_SHARE * (self._monotonic() - started)
 
@@ -260,7 +261,8 @@ class Registrar:
         since = min(self._newest, int(self._time() * 1000)) - COMMITS_MAY_TAKE
         registrations = store.registered_since(since)
         self._newest = max([self._newest, *(registered.registered_at for registered in registrations)])
-        return registrations
+        lately, self._lately = self._lately, set(registrations)
+        return [registered for registered in registrations if registered not in lately]
 
     def _move_aside(self) -> None:
         """Keep the damaged file for the admin, and begin a new one: the phones register again within a day."""

@@ -262,11 +262,10 @@ class Registry:
 
     def paths(self) -> dict[str, int]:
         """The directories of all registered mailboxes, and when the first of those registrations was made (ms)."""
-        return dict(
-            self._rows(
-                "SELECT path, min(registered_at) FROM mailbox JOIN device ON device.id = device_id GROUP BY path"
-            )
-        )
+        statement = "SELECT path, min(registered_at) FROM mailbox JOIN device ON device.id = device_id GROUP BY path"
+        with _translated(self.path):
+            # Row by row, so that the event loop's thread gets its turn in between.
+            return {path: registered_at for path, registered_at in self._db.execute(statement)}  # noqa: C416
 
     # --- who is to be pushed to --------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ LONGEST_REFUSED_BACKOFF = 3600.0
 QUIET_MARK = 60.0  # seconds by which the noted caught_up_to may lag while nothing is delivered
 CLOCK_STEP = 30.0  # seconds; less is what NTP corrects now and then
 EXPIRY_INTERVAL = 3600.0  # seconds
+AT_ONCE = 1000  # paths compared in one turn of the event loop: 3 ms of it, if all of them are new
 BUG_BACKOFF = 60.0  # seconds until a push is tried again that failed by a fault of this program
 
 
@@ -225,12 +226,17 @@ class Service:
         for registered in registrations:
             self.watcher.watch(registered.path, self._watch_since(registered.registered_at))
 
-    def all_registered(self, paths: dict[str, int]) -> None:
-        for path in [path for path in self.watcher.paths if path not in paths]:
-            self.watcher.unwatch(path)
-        for path, registered_at in paths.items():
+    async def all_registered(self, paths: dict[str, int]) -> None:
+        for number, path in enumerate(list(self.watcher.paths), 1):
+            if path not in paths:
+                self.watcher.unwatch(path)
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for number, (path, registered_at) in enumerate(paths.items(), 1):
             if path not in self.watcher:
                 self.watcher.watch(path, self._watch_since(registered_at))
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _watch_since(self, registered_at: int) -> float:
         """Unix time: what came to a mailbox after it is to be pushed. `registered_at`: unix time, ms."""

@@ -27,7 +27,9 @@ SIZES = (1_000, 10_000, 100_000)
 MAILBOXES_A_DEVICE = 3
 WATCH_BYTES = 2 * 104  # of kernel memory for each mailbox, on 64 bits: new/ and cur/; their inodes come on top
 MISSED = 50  # mailboxes that get mail while the daemon doesn't run
+DAY = 86_400_000  # ms: each phone registers once
 LATE = 10**9  # number of the device that registers late
+_MEMORY = "/dev/shm"  # noqa: S108 - a disk would need minutes to make and remove the directories
 _SYSCTL = Path("/proc/sys/fs/inotify")
 
 
@@ -47,7 +49,7 @@ class Row:
 
 async def measure(mailboxes: int, idle: float) -> Row:
     """One size."""
-    with TemporaryDirectory(prefix="xaps-watch-scale-") as name, _room_for(2 * mailboxes + 1000):
+    with TemporaryDirectory(prefix="xaps-watch-scale-", dir=_MEMORY) as name, _room_for(2 * mailboxes + 1000):
         site = Site(Path(name))
         inboxes = _populate(site, Path(name), mailboxes)
         async with site.simulator() as simulator:
@@ -83,14 +85,14 @@ def _room_for(watches: int) -> Iterator[None]:
 def _populate(site: Site, root: Path, mailboxes: int) -> list[Path]:
     """Make and register them; the INBOXes, by device."""
     registry.create(site.registry_file)
-    now = int(time.time() * 1000)
+    now, devices = int(time.time() * 1000), mailboxes // MAILBOXES_A_DEVICE
     inboxes = []
     with closing(sqlite3.connect(site.registry_file)) as book:
-        for number in range(mailboxes // MAILBOXES_A_DEVICE):
+        for number in range(devices):
             cursor = book.execute(
                 "INSERT INTO device (username, account_id, device_token, subtopic, topic, version, registered_at)"
                 " VALUES (?, ?, ?, 'com.apple.mobilemail', ?, 2, ?)",
-                (f"user{number}@example.org", ACCOUNT_ID, device_token(number), TOPIC, now),
+                (f"user{number}@example.org", ACCOUNT_ID, device_token(number), TOPIC, now - number * DAY // devices),
             )
             home = root / "vmail" / f"{number % 256:02x}" / f"user{number}" / "Maildir"
             inboxes.append(home)

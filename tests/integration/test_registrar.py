@@ -28,7 +28,7 @@ class Heard:
     def registered(self, registrations: Sequence[Registered]) -> None:
         self.registrations += [registered.path for registered in registrations]
 
-    def all_registered(self, paths: dict[str, int]) -> None:
+    async def all_registered(self, paths: dict[str, int]) -> None:
         self.all = set(paths)
 
 
