@@ -136,6 +136,11 @@ static bool cmd_xapplepushservice(struct client_command_context *cmd)
 	if (!client_read_args(cmd, 0, 0, &args))
 		return FALSE;
 
+	/* the process may have served others before, who have the plugin */
+	if (!mail_user_is_plugin_loaded(cmd->client->user, imap_xaps_module)) {
+		client_send_command_error(cmd, "Unknown command.");
+		return TRUE;
+	}
 	if (xaps_request_parse(cmd->pool, args, &request, &error) < 0) {
 		client_send_command_error(cmd, error);
 		return TRUE;

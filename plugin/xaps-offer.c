@@ -19,9 +19,9 @@
 /* The daemon writes its topic there, for those who need not open the registry to see that there is one. */
 #define TOPIC_SUFFIX "-topic"
 
-static int fail(const char **error_r, const char *path, const char *mend)
+static int fail(const char **error_r, const char *path)
 {
-	*error_r = t_strdup_printf("%s: %m; %s", path, errno == ENOENT ? MEND_START : mend);
+	*error_r = t_strdup_printf("%s: %m; %s", path, errno == ENOENT ? MEND_START : MEND_ACCESS);
 	return -1;
 }
 
@@ -51,12 +51,12 @@ static int check_access(const char *registry, const char **error_r)
 	const char *directory = t_strdup_until(registry, strrchr(registry, '/') + 1);
 
 	if (access(directory, W_OK | X_OK) < 0)
-		return fail(error_r, directory, MEND_ACCESS);
+		return fail(error_r, directory);
 	for (unsigned int i = 0; i < N_ELEMENTS(suffixes); i++) {
 		const char *path = t_strconcat(registry, suffixes[i], NULL);
 
 		if (access(path, R_OK | W_OK) < 0 && errno != ENOENT)
-			return fail(error_r, path, MEND_ACCESS);
+			return fail(error_r, path);
 	}
 	return 0;
 }
@@ -72,12 +72,12 @@ int xaps_offer_check(const char *registry, const char **error_r)
 		return -1;
 	}
 	if ((fd = open(registry, O_RDWR)) < 0)
-		return fail(error_r, registry, MEND_ACCESS);
+		return fail(error_r, registry);
 	ret = check_header(registry, fd, error_r);
 	i_close_fd(&fd);
 	if (ret < 0 || check_access(registry, error_r) < 0)
 		return -1;
 	if (stat(topic, &st) < 0)
-		return fail(error_r, topic, MEND_ACCESS);
+		return fail(error_r, topic);
 	return st.st_size > 0 ? 1 : 0;
 }

@@ -21,8 +21,6 @@ struct registry {
 	const char *error;
 };
 
-/* Faults */
-
 static const char *fault_mend(int code)
 {
 	switch (code) {
@@ -30,13 +28,15 @@ static const char *fault_mend(int code)
 		return "find with fuser which program holds it";
 	case SQLITE_FULL:
 	case SQLITE_IOERR:
-	case SQLITE_CANTOPEN:
 		return "see whether the disk is full or failing";
 	case SQLITE_CORRUPT:
 	case SQLITE_NOTADB:
 		return XAPS_MEND_DAMAGED;
-	default:
+	case SQLITE_ERROR:
+	case SQLITE_SCHEMA:
 		return XAPS_MEND_RELEASE;
+	default:
+		return "see what xaps-watch check says";
 	}
 }
 
@@ -46,122 +46,70 @@ static void registry_fail(struct registry *registry, int code, const char *reaso
 		registry->error = t_strdup_printf("%s: %s; %s", registry->path, reason, fault_mend(code));
 }
 
-static void registry_fail_last(struct registry *registry)
+/* The parameters are strings, with NULL after the last; SQLite makes numbers of them where a column has numbers.
+   Returns the first column of the first row, "" if there is none. */
+static const char *ATTR_SENTINEL registry_run(struct registry *registry, const char *sql, ...)
 {
-	registry_fail(registry, sqlite3_errcode(registry->db), sqlite3_errmsg(registry->db));
-}
-
-/* Statements */
-
-static sqlite3_stmt *registry_prepare(struct registry *registry, const char *sql)
-{
-	sqlite3_stmt *stmt = NULL;
-
-	if (registry->error == NULL && sqlite3_prepare_v2(registry->db, sql, -1, &stmt, NULL) != SQLITE_OK)
-		registry_fail_last(registry);
-	return stmt;
-}
-
-/* TRUE if there is a row. */
-static bool registry_step(struct registry *registry, sqlite3_stmt *stmt)
-{
-	int ret = registry->error != NULL ? SQLITE_DONE : sqlite3_step(stmt);
-
-	if (ret != SQLITE_ROW && ret != SQLITE_DONE)
-		registry_fail_last(registry);
-	return ret == SQLITE_ROW;
-}
-
-/* For each parameter there is an 's' (const char *) or an 'i' (int64_t) in types. Returns the number in the first
-   column of the first row, 0 if there is none. */
-static int64_t registry_run(struct registry *registry, const char *sql, const char *types, ...)
-{
-	sqlite3_stmt *stmt = registry_prepare(registry, sql);
-	int64_t number;
+	const char *value, *result = "";
+	sqlite3_stmt *stmt;
 	va_list args;
+	int ret;
 
-	va_start(args, types);
-	for (int i = 1; types[i - 1] != '\0'; i++) {
-		if (types[i - 1] == 's')
-			(void)sqlite3_bind_text(stmt, i, va_arg(args, const char *), -1, SQLITE_STATIC);
-		else
-			(void)sqlite3_bind_int64(stmt, i, va_arg(args, int64_t));
+	if (registry->error != NULL)
+		return result;
+	if ((ret = sqlite3_prepare_v2(registry->db, sql, -1, &stmt, NULL)) == SQLITE_OK) {
+		va_start(args, sql);
+		for (int i = 1; (value = va_arg(args, const char *)) != NULL; i++)
+			(void)sqlite3_bind_text(stmt, i, value, -1, SQLITE_STATIC);
+		va_end(args);
+		if (sqlite3_step(stmt) == SQLITE_ROW &&
+		    (value = (const char *)sqlite3_column_text(stmt, 0)) != NULL)
+			result = t_strdup(value);
+		ret = sqlite3_finalize(stmt); /* what was wrong with the step */
 	}
-	va_end(args);
-	number = registry_step(registry, stmt) ? sqlite3_column_int64(stmt, 0) : 0;
-	sqlite3_finalize(stmt);
-	return number;
+	if (ret != SQLITE_OK)
+		registry_fail(registry, ret, sqlite3_errmsg(registry->db));
+	return result;
 }
-
-/* Opening and closing */
 
 static void registry_open(struct registry *registry, const struct xaps_settings *set)
 {
+	int ret;
+
 	i_zero(registry);
 	registry->path = set->xaps_registry;
-	if (sqlite3_open_v2(registry->path, &registry->db,
-			    SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) {
-		registry_fail_last(registry);
+	ret = sqlite3_open_v2(registry->path, &registry->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
+	if (ret != SQLITE_OK) {
+		registry_fail(registry, ret, sqlite3_errmsg(registry->db));
 		return;
 	}
 	sqlite3_busy_timeout(registry->db, set->xaps_busy_timeout);
 	/* The last one to close would otherwise lock all others out, to tidy up: that is for the daemon. */
 	sqlite3_db_config(registry->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
-	registry_run(registry, "PRAGMA foreign_keys = ON", "");
+	registry_run(registry, "PRAGMA foreign_keys = ON", NULL);
 }
-
-/* What was not committed is rolled back. */
-static int registry_close(struct registry *registry, const char *topic, const char **error_r)
-{
-	sqlite3_close(registry->db);
-	if (registry->error != NULL) {
-		*error_r = registry->error;
-		return -1;
-	}
-	return *topic != '\0' ? 1 : 0;
-}
-
-static void registry_check_version(struct registry *registry)
-{
-	int64_t version = registry_run(registry, "PRAGMA user_version", "");
-
-	if (version != XAPS_SCHEMA_VERSION)
-		registry_fail(registry, SQLITE_SCHEMA, t_strdup_printf("has schema version %d", (int)version));
-}
-
-/* "" while the daemon has none. */
-static const char *registry_topic(struct registry *registry)
-{
-	sqlite3_stmt *stmt = registry_prepare(registry, "SELECT value FROM setting WHERE name = 'topic'");
-	const char *topic = NULL;
-
-	if (registry_step(registry, stmt))
-		topic = t_strdup((const char *)sqlite3_column_text(stmt, 0));
-	sqlite3_finalize(stmt);
-	return topic != NULL ? topic : "";
-}
-
-/* Recording a registration */
 
 static void registry_fill_asked(struct registry *registry, const ARRAY_TYPE(xaps_mailbox) *mailboxes)
 {
 	const struct xaps_mailbox *mailbox;
-	sqlite3_stmt *stmt;
 
-	registry_run(registry, "PRAGMA temp_store = MEMORY", "");
-	registry_run(registry, "CREATE TEMP TABLE asked (name TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID", "");
-	stmt = registry_prepare(registry, "INSERT INTO asked VALUES (?1, ?2)");
-	array_foreach(mailboxes, mailbox) {
-		(void)sqlite3_bind_text(stmt, 1, mailbox->name, -1, SQLITE_STATIC);
-		(void)sqlite3_bind_text(stmt, 2, mailbox->path, -1, SQLITE_STATIC);
-		(void)registry_step(registry, stmt);
-		(void)sqlite3_reset(stmt);
-	}
-	sqlite3_finalize(stmt);
+	registry_run(registry, "PRAGMA temp_store = MEMORY", NULL);
+	registry_run(registry,
+		"CREATE TEMP TABLE asked (name TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID", NULL);
+	array_foreach(mailboxes, mailbox)
+		registry_run(registry, "INSERT INTO asked VALUES (?1, ?2)", mailbox->name, mailbox->path, NULL);
+}
+
+static void registry_check_version(struct registry *registry)
+{
+	const char *version = registry_run(registry, "PRAGMA user_version", NULL);
+
+	if (strcmp(version, dec2str(XAPS_SCHEMA_VERSION)) != 0)
+		registry_fail(registry, SQLITE_SCHEMA, t_strdup_printf("has schema version %s", version));
 }
 
 /* Returns its id. What the daemon notes in accepted_at and outcome stays. */
-static int64_t
+static const char *
 registry_write_device(struct registry *registry, const char *username,
 		      const struct xaps_request *request, const char *topic)
 {
@@ -172,52 +120,57 @@ registry_write_device(struct registry *registry, const char *username,
 		"INSERT INTO device (username, account_id, device_token, subtopic, topic, version, registered_at)"
 		" VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (username, account_id, device_token)"
 		" DO UPDATE SET subtopic = excluded.subtopic, topic = excluded.topic, version = excluded.version,"
-		" registered_at = excluded.registered_at, suspended = NULL", "sssssii",
+		" registered_at = excluded.registered_at, suspended = NULL",
 		username, request->account_id, request->device_token, request->subtopic, topic,
-		(int64_t)request->version, (int64_t)now.tv_sec * 1000 + now.tv_usec / 1000);
+		dec2str(request->version), dec2str((int64_t)now.tv_sec * 1000 + now.tv_usec / 1000), NULL);
 	return registry_run(registry,
-		"SELECT id FROM device WHERE username = ?1 AND account_id = ?2 AND device_token = ?3", "sss",
-		username, request->account_id, request->device_token);
+		"SELECT id FROM device WHERE username = ?1 AND account_id = ?2 AND device_token = ?3",
+		username, request->account_id, request->device_token, NULL);
 }
 
 /* Touches only what has changed: phones renew daily, nearly always with the same mailboxes. */
-static void registry_write_mailboxes(struct registry *registry, int64_t device_id)
+static void registry_write_mailboxes(struct registry *registry, const char *device_id)
 {
 	registry_run(registry,
-		"DELETE FROM mailbox WHERE device_id = ?1 AND name NOT IN (SELECT name FROM asked)", "i", device_id);
+		"DELETE FROM mailbox WHERE device_id = ?1 AND name NOT IN (SELECT name FROM asked)", device_id, NULL);
 	registry_run(registry,
 		"INSERT INTO mailbox SELECT ?1, name, path FROM asked WHERE true ON CONFLICT (device_id, name)"
-		" DO UPDATE SET path = excluded.path WHERE path <> excluded.path", "i", device_id);
+		" DO UPDATE SET path = excluded.path WHERE path <> excluded.path", device_id, NULL);
 }
 
 /* The newest one stays, even if the clock was set back since the others were recorded. */
-static void registry_forget_oldest(struct registry *registry, const char *username, int64_t newest_id)
+static void registry_forget_oldest(struct registry *registry, const char *username, const char *newest_id)
 {
 	registry_run(registry,
 		"DELETE FROM device WHERE username = ?1 AND id NOT IN (SELECT id FROM device WHERE username = ?1"
-		" ORDER BY id = ?2 DESC, registered_at DESC, id DESC LIMIT ?3)", "sii",
-		username, newest_id, (int64_t)DEVICES_PER_USER_MAX);
+		" ORDER BY id = ?2 DESC, registered_at DESC, id DESC LIMIT ?3)",
+		username, newest_id, dec2str(DEVICES_PER_USER_MAX), NULL);
 }
 
 static int record(const struct xaps_settings *set, const char *username, const struct xaps_request *request,
 		  const ARRAY_TYPE(xaps_mailbox) *mailboxes, const char **topic_r, const char **error_r)
 {
 	struct registry registry;
-	int64_t device_id;
+	const char *device_id;
 
 	registry_open(&registry, set);
 	/* before the transaction, so that no other writer waits for it */
 	registry_fill_asked(&registry, mailboxes);
-	registry_run(&registry, "BEGIN IMMEDIATE", "");
+	registry_run(&registry, "BEGIN IMMEDIATE", NULL);
 	registry_check_version(&registry);
-	*topic_r = registry_topic(&registry);
+	*topic_r = registry_run(&registry, "SELECT value FROM setting WHERE name = 'topic'", NULL);
 	if (**topic_r != '\0') {
 		device_id = registry_write_device(&registry, username, request, *topic_r);
 		registry_write_mailboxes(&registry, device_id);
 		registry_forget_oldest(&registry, username, device_id);
-		registry_run(&registry, "COMMIT", "");
+		registry_run(&registry, "COMMIT", NULL);
 	}
-	return registry_close(&registry, *topic_r, error_r);
+	sqlite3_close(registry.db); /* what was not committed is rolled back */
+	if (registry.error != NULL) {
+		*error_r = registry.error;
+		return -1;
+	}
+	return **topic_r != '\0' ? 1 : 0;
 }
 
 const struct xaps_registry_module xaps_registry_module = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dovecot import Dovecot
+from tests.support.dovecot import Dovecot, User, is_24
 from tests.support.phone import DEVICE_TOKEN, FORMS, mailbox_hash
 from tests.support.values import ACCOUNT_ID, TOPIC
 
@@ -250,6 +250,26 @@ def test_the_newest_stays_even_if_the_clock_was_set_back(dovecot: Dovecot) -> No
         phone.register()
     assert len(dovecot.recorded()) == 100
     assert "ee" * 32 in dovecot.recorded()
+
+
+WITHOUT_IT = "userdb_mail_plugins=quota"
+FOR_MANY = "restart_request_count = unlimited" if is_24() else "service_count = 0"
+ONE_PROCESS = f"service imap {{\n  {FOR_MANY}\n  process_limit = 1\n  client_limit = 1\n}}\n"
+
+
+def test_a_user_without_the_plugin_in_a_process_that_has_loaded_it(plugin: Path) -> None:
+    users = [User("alice"), User("carol", extra=WITHOUT_IT)]  # of one uid: so one process may serve both
+    with Dovecot(plugin, users=users, config=ONE_PROCESS) as dovecot:
+        for _ in range(2):
+            with dovecot.phone("alice") as phone:
+                assert phone.register().mailboxes == ("INBOX",)
+                processes = dovecot.imap_processes()
+            with dovecot.phone("carol") as phone:
+                assert dovecot.imap_processes() == processes
+                assert not phone.is_offered_push
+                assert phone.command(phone.request()).status == "BAD"
+                assert phone.is_alive()
+        assert dovecot.recorded("carol") == {}
 
 
 # --- many mailboxes ---------------------------------------------------------------------------------------------------
