@@ -34,6 +34,10 @@ class CredentialsError(ConfigError):
     """Credentials that can't be used: the message names the key, the file and the mend."""
 
 
+class CredentialsMisnamedError(CredentialsError):
+    """The configuration has to be mended: what it names is not there, or it contradicts the certificate."""
+
+
 class CredentialsMissingError(CredentialsError):
     """Nothing is configured and the default file isn't there: not a mistake, but nothing can be pushed yet."""
 
@@ -144,16 +148,19 @@ def trusting(ca_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
+        kind = CredentialsMisnamedError if isinstance(error, FileNotFoundError) else CredentialsError
         what = error.strerror or error
-        raise CredentialsError(f"[apns] ca_file {ca_file}: {what}; it must hold PEM certificates") from error
+        raise kind(f"[apns] ca_file {ca_file}: {what}; it must hold PEM certificates") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     return context
 
 
 def load(config: Config, time: Callable[[], float], monotonic: Callable[[], float]) -> Credentials:
-    """The configured credentials, checked. Raises CredentialsError, CredentialsMissingError."""
+    """The configured credentials, checked. Raises CredentialsError, and its kinds."""
     apns = config.apns
+    if apns.ca_file is not None:
+        _read("ca_file", apns.ca_file)  # what is in it OpenSSL has to say
     if apns.token_key is not None:
         return _load_token_key(apns, apns.token_key, time, monotonic)
     certificate = apns.certificate
@@ -178,8 +185,10 @@ def _read(key: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        mend = "check the name" if isinstance(error, FileNotFoundError) else "give group xaps-watch read permission"
-        raise CredentialsError(f"[apns] {key} {path}: cannot be read: {error.strerror}; {mend}") from error
+        gone = isinstance(error, FileNotFoundError)
+        kind = CredentialsMisnamedError if gone else CredentialsError
+        mend = "check the name" if gone else "give group xaps-watch read permission"
+        raise kind(f"[apns] {key} {path}: cannot be read: {error.strerror}; {mend}") from error
 
 
 # --- certificate -----------------------------------------------------------------------------------------------------
@@ -211,7 +220,7 @@ def _load_certificate(apns: ApnsConfig, path: Path, now: datetime) -> Certificat
             " If it is, set topic"
         )
     if topics and topic not in topics:
-        raise CredentialsError(f"[apns] topic {topic!r}: the certificate {path} is for {', '.join(topics)}")
+        raise CredentialsMisnamedError(f"[apns] topic {topic!r}: the certificate {path} is for {', '.join(topics)}")
     if (fault := topic_fault(topic)) is not None:
         raise CredentialsError(f"[apns] certificate {path}: {fault}")
     return Certificate(

@@ -95,7 +95,10 @@ class Daemon:
     async def _start(self) -> None:
         credentials = self.keeper.start()
         await self.service.start()
-        await self._take_up(credentials)
+        if credentials is not None:
+            await self._take_up(credentials)
+        elif not self.keeper.named:
+            await self.service.use(None, ())  # while others are only to be renewed, phones are told their topic still
         await self._status.start()
         if self._metrics is not None:
             await self._metrics.start()
@@ -105,7 +108,7 @@ class Daemon:
             self._reload = False
             await self._reread()
         elif (renewed := self.keeper.renewed()) is not None:
-            await self._replace(renewed)
+            await self._take_up(renewed)
         self.keeper.warn()
         await self.service.step()
         # Fed only here, by real progress of the loop and of the thread at the registry.
@@ -128,23 +131,16 @@ class Daemon:
             self.config = config
             self.service.reconfigure(config.apns, config.push)
             if (renewed := self.keeper.configure(config)) is not None:
-                await self._replace(renewed)
+                await self._take_up(renewed)
             log.info("configuration reloaded")
         self._tell("READY=1")
 
-    async def _replace(self, credentials: Credentials) -> None:
-        """Push with these from now on; if they can't be used after all, go on as before."""
+    async def _take_up(self, credentials: Credentials) -> None:
+        """Push with these from now on, and let the plugin tell their topic to the phones; if they can't be used after
+        all, go on as before."""
+        apns = self.config.apns
         try:
-            await self._take_up(credentials)
-        except CredentialsError as error:
-            log.error("new credentials not taken up %s", fields(why=error))
-
-    async def _take_up(self, credentials: Credentials | None) -> None:
-        """Push with these from now on, and let the plugin tell their topic to the phones. Raises CredentialsError."""
-        before = self._apns
-        if credentials is not None:
-            apns = self.config.apns
-            self._apns = Apns(
+            pusher = Apns(
                 apns.push_url,
                 credentials,
                 ca_file=apns.ca_file,
@@ -153,7 +149,12 @@ class Daemon:
                 timeout=apns.timeout,
                 transport=apns.transport,
             )
-        await self.service.use(self._apns, credentials.topics if credentials is not None else ())
+        except CredentialsError as error:
+            self.keeper.refuse(error)
+            return
+        self.keeper.use(credentials)
+        before, self._apns = self._apns, pusher
+        await self.service.use(pusher, credentials.topics)
         if before is not None:
             # What is in flight on the old connection may still be answered.
             task = asyncio.create_task(before.aclose())

@@ -1,4 +1,4 @@
-"""Keeps the credentials that are in use: takes up new ones when their files change, tells when they end."""
+"""Keeps the credentials that are in use: finds new ones when their files change, tells when they end."""
 
 from __future__ import annotations
 
@@ -8,37 +8,42 @@ from pathlib import Path
 
 from xaps_watch import credentials
 from xaps_watch.config import Config
-from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMissingError
+from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMisnamedError, CredentialsMissingError
 from xaps_watch.logs import fields
 
 log = logging.getLogger(__name__)
 
 WARN_DAYS = (30, 7, 1)  # before the end; then daily
+LOOK_AGAIN = 60.0  # seconds, while there are none in use: what mends them may be the clock, or a mount
 
 
 class Keeper:
-    """The credentials in use; the old ones are kept for as long as the new ones can't be used."""
+    """The credentials in use; the old ones are kept for as long as the new ones can't be used.
+
+    What start(), configure() and renewed() find is in use once it was handed to use(); else refuse() is told why not.
+    """
 
     def __init__(self, config: Config, *, time: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self.current: Credentials | None = None
         self.problem: str | None = None  # why there are none, or why newer ones aren't taken up
+        self.named = True  # whether there are any, usable or not
         self._config = config
         self._time = time
         self._monotonic = monotonic
         self._stamps: object = None
+        self._look_at = 0.0  # monotonic: when to look at the latest, without any in use
         self._warned: int | None = None  # days left when it was last told
 
     def start(self) -> Credentials | None:
-        """Load what is configured; None where nothing is configured yet. Raises CredentialsError."""
+        """What is configured; None where it can't be used yet, and may be replaced. Raises CredentialsMisnamedError."""
         self._stamps = self._look_at_files()
         try:
-            self.current = credentials.load(self._config, self._time, self._monotonic)
-        except CredentialsMissingError as missing:
-            self.problem = str(missing)
-            log.warning("pushes wait %s", fields(why=missing))
-        else:
-            self._tell()
-        return self.current
+            return self._load()
+        except CredentialsMisnamedError:
+            raise
+        except CredentialsError as error:
+            self.refuse(error)
+            return None
 
     def configure(self, config: Config) -> Credentials | None:
         """The configuration was read again: as renewed(), but look even if no file changed."""
@@ -49,20 +54,38 @@ class Keeper:
     def renewed(self) -> Credentials | None:
         """New credentials, if their files changed and they are good; None: go on with the current ones."""
         stamps = self._look_at_files()
-        if stamps == self._stamps:
+        if stamps == self._stamps and (self.current is not None or self._monotonic() < self._look_at):
             return None
         self._stamps = stamps
         try:
-            self.current = credentials.load(self._config, self._time, self._monotonic)
+            return self._load()
         except CredentialsError as error:
-            # Often half of a renewal: the certificate is there, its key not yet.
-            if self.problem != str(error):
-                log.error("new credentials not taken up %s", fields(why=error, in_use=self.current is not None))
-                self.problem = str(error)
+            self.refuse(error)
             return None
-        self.problem, self._warned = None, None
-        self._tell()
-        return self.current
+
+    def _load(self) -> Credentials:
+        self._look_at = self._monotonic() + LOOK_AGAIN
+        return credentials.load(self._config, self._time, self._monotonic)
+
+    def use(self, found: Credentials) -> None:
+        """From now on these are in use."""
+        self.current, self.problem, self.named, self._warned = found, None, True, None
+        expires = found.expires_at
+        facts = fields(
+            kind=found.kind, file=found.source, topic=found.topic, expires=f"{expires:%Y-%m-%d}" if expires else None
+        )
+        log.info("credentials in use %s", facts)
+
+    def refuse(self, error: CredentialsError) -> None:
+        """They can't be used: told once. Often it is half of a renewal, the certificate without its key."""
+        self.named = not isinstance(error, CredentialsMissingError)
+        if self.problem == str(error):
+            return
+        self.problem = str(error)
+        if self.current is not None:
+            log.error("new credentials not taken up %s", fields(why=error))
+        else:
+            log.log(logging.ERROR if self.named else logging.WARNING, "pushes wait %s", fields(why=error))
 
     def days_left(self) -> float | None:
         """Days until the credentials end; None where they don't."""
@@ -84,17 +107,6 @@ class Keeper:
         what = f"expires in {left:.0f} days" if left > 0 else f"expired {-left:.0f} days ago"
         log.critical("push certificate %s %s", what, fields(file=self.current.source, mend="get a new one from Apple"))
 
-    def _tell(self) -> None:
-        assert self.current is not None
-        expires_at = self.current.expires_at
-        facts = fields(
-            kind=self.current.kind,
-            file=self.current.source,
-            topic=self.current.topic,
-            expires=f"{expires_at:%Y-%m-%d}" if expires_at else None,
-        )
-        log.info("credentials in use %s", facts)
-
     def _look_at_files(self) -> list[tuple[Path, int, int, int] | None]:
         return [_stamp(path) for path in credentials.files(self._config)]
 
@@ -104,4 +116,4 @@ def _stamp(path: Path) -> tuple[Path, int, int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    return path, found.st_ino, found.st_size, found.st_mtime_ns
+    return path, found.st_ino, found.st_size, found.st_ctime_ns  # not mtime: permissions may be what is mended

@@ -18,6 +18,8 @@ import pytest
 from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link
 from tests.support.values import TOPIC, device_token
+from xaps_watch import status
+from xaps_watch.registry import published_topic
 from xaps_watch.simulator import Answer
 
 UNIT = Path(__file__).parents[2] / "systemd" / "xaps-watch.service"
@@ -183,17 +185,49 @@ def test_a_wrong_configuration_is_one_line_and_exit_status_78(
     assert "Traceback" not in done.stderr
 
 
-def test_an_expired_certificate_and_a_foreign_key_are_exit_status_78(site: Site) -> None:
-    expired = site.authority.push_certificate(TOPIC, name="expired", starts=timedelta(-9), ends=timedelta(-2))
-    other = site.authority.push_certificate(TOPIC, name="other")
-    for apns, message in (
-        ({"certificate": expired.file}, "expired on"),
-        ({"certificate": site.certificate.certificate_file, "key": other.key_file}, "does not fit the certificate"),
-    ):
-        config = site.configure("https://127.0.0.1:1", sections={"apns": apns})
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "xaps_watch", "-c", config, "run"],
-            capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-        assert done.returncode == 78
-        assert message in done.stderr
+@pytest.mark.parametrize("unusable", ["expired", "foreign key", "unreadable"])
+async def test_credentials_that_can_be_replaced_are_waited_for(site: Site, tmp_path: Path, unusable: str) -> None:
+    """Phones go on registering meanwhile: the topic of the last run stays announced."""
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    certificate, key = site.certificate.certificate_file, site.certificate.key_file
+    other = site.authority.push_certificate(TOPIC, name="other", topics=(TOPIC,), ends=timedelta(800))
+    sections = {"apns": {"certificate": certificate, "key": key}}
+    async with site.simulator() as simulator:
+        config = site.configure(simulator.url, sections=sections)
+        async with DaemonProcess(config) as daemon:
+            await daemon.notified("STATUS=state=pushing")
+        if unusable == "expired":
+            site.authority.push_certificate(TOPIC, name="push", starts=timedelta(-9), ends=timedelta(-2))
+        elif unusable == "foreign key":
+            key.write_bytes(other.key_file.read_bytes())
+        else:
+            certificate.write_text("")
+        async with DaemonProcess(config) as daemon:
+            await daemon.notified('STATUS=state="waiting for credentials: ')
+            assert "ERROR pushes wait why=" in daemon.log
+            assert published_topic(site.registry_file) == TOPIC
+            deliver_by_link(tmp_path / "inbox")
+            other.key_file.replace(key)
+            other.certificate_file.replace(certificate)
+            await simulator.wait_for(1)
+            await daemon.notified("STATUS=state=pushing")
+
+
+async def test_what_openssl_refuses_is_not_said_to_be_in_use(site: Site, tmp_path: Path) -> None:
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox"})
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(site.authority.ca_file.read_bytes())
+    async with site.simulator() as simulator:
+        config = site.configure(simulator.url, sections={"apns": {"ca_file": ca_file}})
+        async with DaemonProcess(config) as daemon:
+            await daemon.notified("STATUS=state=pushing")
+            ca_file.write_text("no certificate")
+            renewed = site.authority.push_certificate(TOPIC, name="renewed", topics=(TOPIC,), ends=timedelta(800))
+            renewed.file.replace(site.certificate.file)
+            while "new credentials not taken up" not in daemon.log:
+                await asyncio.sleep(0.05)
+            told = await asyncio.to_thread(status.ask, site.status_socket)
+            assert told["credentials"]["days_left"] < 799
+            assert any("it must hold PEM certificates" in trouble for trouble in told["troubles"])
+            deliver_by_link(tmp_path / "inbox")
+            await simulator.wait_for(1)

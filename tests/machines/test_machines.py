@@ -1,7 +1,8 @@
 """A fresh Debian with a mail server, and xaps-watch installed on it as the README says: does it do its work?
 
 The tests are one story, in order; the machine of each release is theirs together. Debian 13 alone, unless
-XAPS_WATCH_RELEASES names others: ``XAPS_WATCH_RELEASES="bookworm trixie" pytest tests/machines``.
+XAPS_WATCH_RELEASES names others: ``XAPS_WATCH_RELEASES="bookworm trixie" pytest tests/machines``. Commands that the
+README names are taken from there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ else:
 
 pytestmark = pytest.mark.timeout(600)
 
+README = (REPOSITORY / "README.md").read_text()
 RELEASES = os.environ.get("XAPS_WATCH_RELEASES", "trixie").split()
 SERVICE = "xaps-watch"
 
@@ -31,7 +33,8 @@ SERVICE = "xaps-watch"
 def server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
     assert os.geteuid() == 0, "needs root: it boots a machine"
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    with MailServer(request.param, tuple(project["dependencies"])) as server:
+    requirements = (*project["dependencies"], *project["optional-dependencies"]["test"])
+    with MailServer(request.param, requirements) as server:
         server.boot()
         server.set_up()
         yield server
@@ -52,10 +55,23 @@ def unit_property(server: MailServer, name: str) -> str:
     return server.run("systemctl", "show", "--value", "--property", name, SERVICE).strip()
 
 
+def in_readme(pattern: str) -> str:
+    """The one command there that the pattern fits."""
+    (command,) = re.findall(pattern, README, re.MULTILINE)
+    return str(command)
+
+
 def test_demo_as_the_readme_says(server: MailServer) -> None:
-    (command,) = re.findall(r"^sudo apt-get .*xaps-watch demo$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
-    assert "every expected push arrived" in server.as_admin(command)
+    said = server.as_admin(in_readme(r"^sudo apt-get .*xaps-watch demo$"))
+    assert "every expected push arrived" in said
     server.as_admin("rm -r .venv")
+
+
+def test_fast_tests_as_the_readme_says(server: MailServer) -> None:
+    said = server.as_admin(in_readme(r"^`(tests/run\.sh --fast)`"))
+    assert "===== lint: passed" in said
+    assert "===== unit: passed" in said
+    server.as_admin("rm -r .venv-tests")
 
 
 def test_installs_without_touching_dovecot(server: MailServer) -> None:
