@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 # <sys/inotify.h>, inotify(7)
+IN_MODIFY = 0x0002
 IN_CLOSE_WRITE = 0x0008
+IN_OPEN = 0x0020
 IN_MOVED_FROM = 0x0040
 IN_MOVED_TO = 0x0080
 IN_CREATE = 0x0100
@@ -27,8 +29,9 @@ IN_MASK_ADD = 0x20000000
 IN_ISDIR = 0x40000000
 
 # What a watch asks for. IN_IGNORED (removed, unmounted) and IN_Q_OVERFLOW come unasked.
-MAIL_MASK = IN_CREATE | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR
-CHANGE_MASK = MAIL_MASK | IN_DELETE
+# IN_OPEN only in new/, where few but the writers open anything: in cur/ it would come with each mail that is read.
+CUR_MASK = IN_CREATE | IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR
+NEW_MASK = CUR_MASK | IN_OPEN
 PARENT_MASK = IN_CREATE | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR | IN_MASK_ADD
 
 EVENT_HEADER = struct.Struct("iIII")  # wd, mask, cookie, length of the name with its padding
@@ -38,6 +41,9 @@ LARGEST_EVENT = EVENT_HEADER.size + 256  # NAME_MAX + 1, as inotify pads it
 _RENAMES_KEPT = 512
 # How many files in the making are remembered.
 _WRITERS_KEPT = 1024
+# Seconds after which a file that was opened when it was created, but of which the kernel tells no write, was linked and
+# opened by a reader. One write(2) takes less, and its bytes can be seen before the kernel tells of it.
+WRITE_PATIENCE = 0.1
 
 
 class Where(enum.Enum):
@@ -64,6 +70,15 @@ class Verdict(enum.Enum):
     NOTHING = "nothing"
     FLAGS = "a change if the flags in the name are others than before; else nothing"
     LOOK = "new mail if the file is complete; else wait for its writer"
+    WAIT = "somebody is writing: wait for the close"
+
+
+class Contents(enum.Enum):
+    """What a look at a file shows that was just created."""
+
+    COMPLETE = "linked from elsewhere, or taken already by an IMAP session"
+    SOME = "bytes: linked from elsewhere, or being written here"
+    NONE = "no bytes yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +95,7 @@ class Rule:
 
 _NEW, _CUR = Where.NEW, Where.CUR
 _MAIL, _CHANGE, _FLAGS, _LOOK = Verdict.MAIL, Verdict.CHANGE, Verdict.FLAGS, Verdict.LOOK
-_NOTHING = Verdict.NOTHING
+_WAIT, _NOTHING = Verdict.WAIT, Verdict.NOTHING
 
 # fmt: off
 RULES = (
@@ -89,6 +104,7 @@ RULES = (
     Rule(_NEW, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _MAIL, "rsync: writes .name.XXXXXX beside the final name"),
     Rule(_NEW, IN_MOVED_TO, Origin.CUR, _CHANGE, _CHANGE, "mutt: a read mail set back to new"),
     Rule(_NEW, IN_CREATE, None, _LOOK, _LOOK, "Postfix, maildrop, procmail, qmail, fdm, getmail: link()"),
+    Rule(_NEW, IN_MODIFY, None, _WAIT, _WAIT, "cp: between its IN_CREATE and its IN_CLOSE_WRITE"),
     Rule(_NEW, IN_CLOSE_WRITE, None, _MAIL, _MAIL, "cp, rsync --inplace, mv between filesystems: written in place"),
     Rule(_NEW, IN_DELETE, None, _CHANGE, _CHANGE, "a POP3 server or a script removing unread mail"),
     Rule(_CUR, IN_MOVED_TO, Origin.ELSEWHERE, _MAIL, _CHANGE, "Sieve's addflag, IMAP APPEND and COPY with flags"),
@@ -96,6 +112,7 @@ RULES = (
     Rule(_CUR, IN_MOVED_TO, Origin.CUR, _FLAGS, _FLAGS, "any client changing flags"),
     Rule(_CUR, IN_MOVED_TO, Origin.DOTFILE, _MAIL, _CHANGE, "rsync of a whole Maildir"),
     Rule(_CUR, IN_CREATE, None, _LOOK, _CHANGE, "Dovecot copying between mailboxes by link(); cp"),
+    Rule(_CUR, IN_MODIFY, None, _WAIT, _WAIT, "cp"),
     Rule(_CUR, IN_CLOSE_WRITE, None, _MAIL, _CHANGE, "cp, rsync --inplace"),
     Rule(_CUR, IN_DELETE, None, _CHANGE, _CHANGE, "any client expunging"),
 )
@@ -130,19 +147,28 @@ class Batch:
     unmounted: set[int] = field(default_factory=set)
     moved: list[int] = field(default_factory=list)  # the watched directory itself was renamed
     appeared: list[tuple[int, bytes]] = field(default_factory=list)  # in a directory where something is expected
+    created: set[int] = field(default_factory=set)  # where a file was that may have been linked
     overflow: bool = False  # events were lost
     count: int = 0
+
+
+@dataclass(slots=True)
+class _Undecided:
+    """A file that was linked into its directory, or is being written there."""
+
+    since: float
+    due: float  # when events up to then have been read without a word of a writer, it was linked
+    has_bytes: bool  # as seen before `due`
 
 
 class EventReader:
     """Reads the kernel's events and tells deliveries from everything else.
 
-    `is_complete(wd, name)` says whether a file that was just created has bytes, a second link, or is gone already
-    (an IMAP session took it): all of these are mail. An empty one is still being written.
+    `look(wd, name)` says what a file that was just created contains.
     """
 
-    def __init__(self, is_complete: Callable[[int, bytes], bool]) -> None:
-        self._is_complete = is_complete
+    def __init__(self, look: Callable[[int, bytes], Contents]) -> None:
+        self._look = look
         self._own_new: dict[int, int] = {}  # descriptor of a cur/ → that of the new/ of the same mailbox
         self._named: dict[int, set[bytes]] = {}
         self._parents: set[int] = set()
@@ -150,6 +176,8 @@ class EventReader:
         # Renames whose second half is still to come, by cookie, in two generations so that old ones fall out.
         self._renames: dict[int, tuple[int, bytes]] = {}
         self._older_renames: dict[int, tuple[int, bytes]] = {}
+        # Files in the making, by directory and name, and when they appeared.
+        self._undecided: dict[tuple[int, bytes], _Undecided] = {}
         self._writing: dict[tuple[int, bytes], float] = {}
 
     # What is watched, where it isn't simply a new/
@@ -183,8 +211,9 @@ class EventReader:
         self._named.pop(wd, None)
         self._parents.discard(wd)
         self._particular.discard(wd)
-        if self._writing:
-            self._writing = {key: since for key, since in self._writing.items() if key[0] != wd}
+        for files in (self._undecided, self._writing):
+            for key in [key for key in files if key[0] == wd]:
+                del files[key]
 
     def new_of(self, wd: int) -> int:
         """The new/ of the mailbox that the directory, new/ or cur/, belongs to."""
@@ -201,8 +230,8 @@ class EventReader:
 
     @property
     def writing_since(self) -> float | None:
-        """When the first of the files appeared that are still being written."""
-        return next(iter(self._writing.values()), None)
+        """When the first of the files appeared that are not mail yet."""
+        return min((*self._writing.values(), *(file.since for file in self._undecided.values())), default=None)
 
     def feed(self, data: bytes, now: float) -> Batch:
         """Read what one read(2) gave: whole events only, inotify(7). `now` goes into `writing_since`."""
@@ -214,11 +243,13 @@ class EventReader:
             start = position + 16
             position = start + length
             count += 1
+            if mask & IN_OPEN and not self._undecided:
+                continue
             if (
                 wd in mail
                 and mask in _TELLS_NO_MORE
                 and wd not in particular
-                and not (self._renames or self._older_renames or self._writing)
+                and not (self._renames or self._older_renames or self._writing or self._undecided)
             ):
                 continue
             self._event(batch, wd, mask, cookie, data[start:position].rstrip(b"\0"), now)
@@ -236,12 +267,32 @@ class EventReader:
         self._older_renames, self._renames = self._renames, {}
         return gone
 
+    @property
+    def undecided_until(self) -> float | None:
+        """When `linked` may have something to tell."""
+        return min((file.due for file in self._undecided.values()), default=None)
+
+    def linked(self, drained_at: float) -> set[int]:
+        """Where files were linked: nobody is told to have written to them, though all was fed that came before this."""
+        due = [(key, file) for key, file in self._undecided.items() if file.due < drained_at]
+        mail = {wd for (wd, _), file in due if file.has_bytes}
+        for key, file in due:
+            del self._undecided[key]
+            if key[0] in mail:
+                self._keep_names([key])
+            elif self._is_mail(*key, file.since, drained_at):
+                mail.add(key[0])
+                self._keep_names([key])
+        return mail
+
     def overdue(self, before: float) -> set[int]:
         """Give up waiting for the writers of files that appeared before this; where one left mail behind after all."""
         overdue = [key for key, since in self._writing.items() if since < before]
         for key in overdue:
             del self._writing[key]
-        return {wd for wd, name in overdue if self._is_complete(wd, name)}
+        mail = [key for key in overdue if self._look(*key) is not Contents.NONE]
+        self._keep_names(mail)
+        return {wd for wd, _ in mail}
 
     def _event(self, batch: Batch, wd: int, mask: int, cookie: int, name: bytes, now: float) -> None:
         if mask & _ABOUT_WATCHES:
@@ -254,6 +305,10 @@ class EventReader:
         if mask == IN_MOVED_FROM:
             self._moved_from(batch, wd, cookie, name)
             return
+        if mask == IN_OPEN:
+            if (wd, name) in self._undecided:
+                self._undecided[wd, name].due = now + WRITE_PATIENCE
+            return
         origin, before = self._origin(batch, wd, cookie) if mask == IN_MOVED_TO else (None, b"")
         if not is_mail_name(name):
             return
@@ -262,15 +317,16 @@ class EventReader:
             return
         verdict = verdicts[0] if is_unseen(name) else verdicts[1]
         if mask == IN_CLOSE_WRITE:
-            self._writing.pop((wd, name), None)
+            self._made(wd, name)
         if verdict is _FLAGS:
             verdict = _CHANGE if flags_in(name) != flags_in(before) else _NOTHING
         elif verdict is _LOOK:
-            verdict = self._look(batch, wd, name, now)
+            verdict = self._created(batch, wd, name, now)
+        elif verdict is _WAIT and (undecided := self._undecided.pop((wd, name), None)) is not None:
+            self._wait(wd, name, undecided.since)
         if verdict is _MAIL:
             batch.mail.add(wd)
-            if wd in self._named:
-                self._named[wd].add(name)
+            self._keep_names([(wd, name)])
         elif verdict is _CHANGE:
             batch.changed.add(wd)
 
@@ -288,7 +344,7 @@ class EventReader:
             batch.appeared.append((wd, name))
 
     def _moved_from(self, batch: Batch, wd: int, cookie: int, name: bytes) -> None:
-        if self._writing.pop((wd, name), None) is not None:
+        if self._made(wd, name):
             batch.mail.add(wd)  # an IMAP session took it before its writer closed it
         if len(self._renames) >= _RENAMES_KEPT:
             batch.changed.update(self.moved_away())
@@ -311,16 +367,43 @@ class EventReader:
         batch.changed.add(source_wd)
         return Origin.ELSEWHERE, source_name
 
-    def _look(self, batch: Batch, wd: int, name: bytes, now: float) -> Verdict:
-        if wd in batch.mail or self._is_complete(wd, name):
+    def _created(self, batch: Batch, wd: int, name: bytes, now: float) -> Verdict:
+        if wd in batch.mail:
+            return _MAIL  # it is pushed anyway; if somebody is still writing, his close will tell
+        if len(self._undecided) >= _WRITERS_KEPT:
             return _MAIL
+        # Who has written to it in new/ has opened it there, and the kernel has told of that by now.
+        due = now + WRITE_PATIENCE if wd in self._own_new else now
+        if wd in batch.created:
+            self._undecided[wd, name] = _Undecided(now, due, has_bytes=False)  # the first one may speak for it
+            return _NOTHING
+        batch.created.add(wd)
+        return _MAIL if self._is_mail(wd, name, now, due) else _NOTHING
+
+    def _is_mail(self, wd: int, name: bytes, since: float, due: float) -> bool:
+        """Whether a look at the file says so already."""
+        contents = self._look(wd, name)
+        if contents is Contents.NONE:
+            self._wait(wd, name, since)
+        elif contents is Contents.SOME:
+            self._undecided[wd, name] = _Undecided(since, due, has_bytes=True)
+        return contents is Contents.COMPLETE
+
+    def _wait(self, wd: int, name: bytes, since: float) -> None:
         if len(self._writing) >= _WRITERS_KEPT:
-            oldest = next(iter(self._writing))
-            del self._writing[oldest]
-            batch.mail.add(oldest[0])  # a push too many, rather than a mail forgotten
-        self._writing[wd, name] = now
-        return _NOTHING
+            del self._writing[next(iter(self._writing))]  # its close will tell
+        self._writing[wd, name] = since
+
+    def _made(self, wd: int, name: bytes) -> bool:
+        """It is no longer in the making. Whether it was."""
+        was_undecided = self._undecided.pop((wd, name), None) is not None
+        return self._writing.pop((wd, name), None) is not None or was_undecided
+
+    def _keep_names(self, files: Iterable[tuple[int, bytes]]) -> None:
+        for wd, name in files:
+            if wd in self._named:
+                self._named[wd].add(name)
 
 
-_TELLS_NO_MORE = frozenset((IN_CREATE, IN_CLOSE_WRITE, IN_MOVED_TO))
+_TELLS_NO_MORE = frozenset((IN_CREATE, IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_TO))
 _ABOUT_WATCHES = IN_ISDIR | IN_MOVE_SELF | IN_UNMOUNT | IN_Q_OVERFLOW | IN_IGNORED

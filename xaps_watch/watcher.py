@@ -36,7 +36,15 @@ from xaps_watch.lookout import (
     Same,
     look,
 )
-from xaps_watch.maildir import CHANGE_MASK, MAIL_MASK, PARENT_MASK, Batch, EventReader
+from xaps_watch.maildir import (
+    CUR_MASK,
+    IN_DELETE,
+    NEW_MASK,
+    PARENT_MASK,
+    Batch,
+    Contents,
+    EventReader,
+)
 from xaps_watch.mounts import MountTable, is_remote
 from xaps_watch.notices import Notices
 
@@ -181,7 +189,7 @@ class Watcher:
         self._on_delivery = on_delivery
         self._on_change = on_change
         self._wants_cur = watch_cur or on_change is not None
-        self._mask = CHANGE_MASK if on_change is not None else MAIL_MASK
+        self._changes = IN_DELETE if on_change is not None else 0
         self._poll_interval = poll_interval
         self._monotonic = monotonic
         self._clock = SteadyClock(time, monotonic)
@@ -189,7 +197,7 @@ class Watcher:
         self._notices = Notices(log, monotonic)
         self._mailboxes: dict[str, _Mailbox] = {}
         self._by_wd: dict[int, _Mailbox | tuple[_Mailbox, ...]] = {}
-        self._reader = EventReader(self._is_complete)
+        self._reader = EventReader(self._look_at)
         self._absent = Absentees(pace.retry_first, pace.retry_last, _LOOK_COST / pace.share)
         self._polled: dict[_Mailbox, None] = {}  # in the order of their last polls
         self._retake: set[_Mailbox] = set()  # to be opened again, though the directory is the known one
@@ -207,6 +215,7 @@ class Watcher:
         self._next_verify = self._next_room = self._next_poll = self._next_rename = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._linked_timer: asyncio.TimerHandle | None = None
         self._pumping = self._closed = False
 
     # Life
@@ -342,6 +351,8 @@ class Watcher:
         self._report(batch.mail, batch.changed)
         if self._inotify.is_last(data):
             self._drained_at = before  # all that came before this read was in it
+        if self._reader.undecided_until is not None:
+            self._report_linked()
 
     def _report(self, mail: Iterable[int], changed: Iterable[int] = ()) -> None:
         paths = {mailbox.path for wd in mail for mailbox in self._at(wd)}
@@ -352,21 +363,36 @@ class Watcher:
             if changes:
                 self._on_change(changes)
 
+    def _report_linked(self) -> None:
+        """Report the files that were linked, for all that the kernel told by now."""
+        if self._loop is None or self._closed:
+            return
+        if self._linked_timer is not None:
+            self._linked_timer.cancel()
+        if self._inotify.is_empty():
+            self._drained_at = self._clock.now()
+        self._report(self._reader.linked(self._drained_at))
+        due = self._reader.undecided_until
+        if due is not None:
+            self._linked_timer = self._loop.call_later(max(0.001, due - self._clock.now()), self._report_linked)
+
     def _at(self, wd: int) -> tuple[_Mailbox, ...]:
         """The mailboxes of which this is the new/ or cur/."""
         mailboxes = self._by_wd.get(self._reader.new_of(wd), ())
         return mailboxes if isinstance(mailboxes, tuple) else (mailboxes,)
 
-    def _is_complete(self, wd: int, name: bytes) -> bool:
+    def _look_at(self, wd: int, name: bytes) -> Contents:
         mailboxes = self._at(wd)
         if not mailboxes:
-            return False
+            return Contents.NONE
         directory = b"/cur/" if self._reader.is_cur(wd) else b"/new/"
         try:
             status = os.lstat(os.fsencode(mailboxes[0].path) + directory + name)
         except OSError:
-            return True  # an IMAP session took it, or the folder was renamed: in doubt it is mail
-        return status.st_size > 0 or status.st_nlink > 1
+            return Contents.COMPLETE  # an IMAP session took it, or the folder was renamed: in doubt it is mail
+        if status.st_nlink > 1:
+            return Contents.COMPLETE
+        return Contents.SOME if status.st_size else Contents.NONE
 
     def _on_directories_gone(self, batch: Batch) -> None:
         for wd in batch.ignored:
@@ -591,7 +617,7 @@ class Watcher:
             try:
                 if self._full and self._reader.any_cur() is None:
                     return 0
-                return self._inotify.add(found.new, self._mask)
+                return self._inotify.add(found.new, NEW_MASK | self._changes)
             except OSError as error:
                 if error.errno not in _FULL:
                     if is_remote(found.filesystem) and error.errno != errno.EACCES:
@@ -610,7 +636,7 @@ class Watcher:
             self._lacks_cur[mailbox] = None
             return False
         try:
-            cur_wd = self._inotify.add(directory, self._mask)
+            cur_wd = self._inotify.add(directory, CUR_MASK | self._changes)
         except OSError as error:
             if error.errno in _FULL:
                 self._lacks_cur[mailbox] = None

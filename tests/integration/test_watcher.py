@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.maildirs import make_maildir
+from xaps_watch.maildir import WRITE_PATIENCE
 from xaps_watch.watcher import Pace, Watcher
 
 FAST = Pace(verify_interval=0.1, retry_first=0.01, retry_last=0.1)
@@ -72,6 +74,40 @@ def by_slow_write(box: Path, name: str = "3.M1P1.host") -> None:
 
 
 FORMS = (by_rename, by_link, by_slow_write)
+
+
+async def test_a_copy_is_reported_once_and_complete(tmp_path: Path) -> None:
+    """cp -p gives the file its old time before it closes it; neither its bytes nor its time may pass for a link()."""
+    boxes = [make_maildir(tmp_path / str(number)) for number in range(100)]
+    sizes: dict[str, list[int]] = {str(box): [] for box in boxes}
+
+    def on_delivery(paths: Collection[str]) -> None:
+        for path in paths:
+            sizes[path].append((Path(path) / "new" / "1.M1P1.host").stat().st_size)
+        if all(sizes.values()):
+            reported.set()
+
+    def copy() -> None:
+        for box in boxes:
+            with (box / "new" / "1.M1P1.host").open("wb", buffering=0) as file:
+                file.write(bytes(4096))
+                os.utime(file.fileno(), (1, 1))
+                file.write(bytes(4096))
+                os.utime(file.fileno(), (1, 1))
+
+    reported = asyncio.Event()
+    watcher = Watcher(on_delivery, pace=FAST)
+    watcher.start()
+    try:
+        for box in boxes:
+            watcher.watch(str(box), time.time())
+        await watcher.settled()
+        await asyncio.to_thread(copy)
+        await reported.wait()
+        await asyncio.sleep(2 * WRITE_PATIENCE)  # so that a second report could come
+    finally:
+        watcher.close()
+    assert set(map(tuple, sizes.values())) == {(8192,)}
 
 
 @pytest.mark.parametrize("deliver", FORMS)
