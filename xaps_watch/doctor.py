@@ -13,14 +13,15 @@ import ssl
 import stat
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from xaps_watch import __version__, credentials, mounts, status
 from xaps_watch import config as configuration
-from xaps_watch import credentials, status
-from xaps_watch.config import Config
+from xaps_watch.config import Config, RegistryConfig
 from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMissingError
 from xaps_watch.keeper import WARN_DAYS
 from xaps_watch.model import ConfigError
@@ -34,6 +35,7 @@ _EXIT_STATUS = {OK: 0, WARNING: 1, FAILURE: 2}  # as monitoring plugins have it
 _PATIENCE = 10.0  # seconds, for the push host and for Dovecot's programs
 _SHOWN = 5  # mailboxes of which the same is to be said
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
+MOUNTS = Path("/proc/self/mountinfo")
 PLUGIN = "imap_xaps"
 _MODULE = "lib90_imap_xaps_plugin.so"
 _SNIPPET = "sudo systemd/install.sh --enable-dovecot"
@@ -180,6 +182,10 @@ def _registry(case: Case) -> Iterator[Finding]:
     elif published_topic(path) != topic:
         said = f"{topic_file(path)} doesn't hold the topic {topic}, so Dovecot announces no push, or in vain"
         yield Finding("registry", FAILURE, said, "sudo systemctl restart xaps-watch")
+    kind = mounts.filesystem_of(str(path.parent), mounts.parse(MOUNTS.read_text()))
+    if mounts.is_remote(kind):
+        mend = "name a file on a local file system: path in [registry], and xaps_registry in Dovecot's configuration"
+        yield Finding("registry", FAILURE, f"{path} is on {kind}, over which SQLite's WAL mode does not work", mend)
     yield from _modes(path.parent, DIRECTORY_MODE)
     yield from _modes(path, FILE_MODE)
     if path.stat().st_gid != path.parent.stat().st_gid:
@@ -209,22 +215,41 @@ def _group(path: Path) -> str:
 
 def _mailboxes(case: Case) -> Iterator[Finding]:
     gone, closed = [], []
+    kinds: Counter[str] = Counter()
+    by_device: dict[int, str] = {}
+    table = mounts.parse(MOUNTS.read_text())
     for path in sorted(case.paths):
-        if not Path(path).is_dir():
+        try:
+            device = Path(path).stat().st_dev
+            if device not in by_device:
+                by_device[device] = mounts.filesystem_of(path, table)
+        except OSError:
             gone.append(path)
-        elif not os.access(f"{path}/new", os.R_OK | os.X_OK):
+            continue
+        if os.access(f"{path}/new", os.R_OK | os.X_OK):
+            kinds[by_device[device]] += 1
+        else:
             closed.append(path)
+    yield from _out_of_reach(gone, closed)
+    if case.paths and not gone and not closed:
+        yield Finding("mailboxes", OK, f"all {len(case.paths)} are there")
+    for kind, count in kinds.most_common():
+        how = "watched by inotify"
+        if mounts.is_remote(kind):
+            how = f"polled every {case.config.watch.poll_interval:g} s, since other machines' deliveries make no events"
+        yield Finding("mailboxes", OK, f"{count} on {kind}, {how}")
+
+
+def _out_of_reach(gone: list[str], closed: list[str]) -> Iterator[Finding]:
     for path in gone[:_SHOWN]:
         mend = "none needed: the phone forgets it when it registers again, within a day"
         yield Finding("mailboxes", WARNING, f"{path} is gone", mend)
     for path in closed[:_SHOWN]:
         mend = "run this as root; the service reads it by CAP_DAC_READ_SEARCH: systemctl cat xaps-watch"
         yield Finding("mailboxes", FAILURE, f"{path}/new can't be read", mend)
-    more = len(gone) + len(closed) - min(len(gone), _SHOWN) - min(len(closed), _SHOWN)
+    more = max(0, len(gone) - _SHOWN) + max(0, len(closed) - _SHOWN)
     if more:
         yield Finding("mailboxes", WARNING, f"{more} more are gone or unreadable")
-    if case.paths and not gone and not closed:
-        yield Finding("mailboxes", OK, f"all {len(case.paths)} are there")
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -261,6 +286,9 @@ def _daemon(case: Case) -> Iterator[Finding]:
         return
     troubles = answer.get("troubles") or []
     yield Finding("service", OK if not troubles else WARNING, str(answer["state"]))
+    if answer["version"] != __version__:
+        said = f"version {answer['version']} runs, {__version__} is installed"
+        yield Finding("service", WARNING, said, "sudo systemctl restart xaps-watch")
     for trouble in troubles:
         yield Finding("service", WARNING, str(trouble), "xaps-watch status; journalctl -u xaps-watch -n 50")
 
@@ -319,9 +347,16 @@ def _plugin_settings(case: Case, is_24: bool) -> Iterator[Finding]:
     if (_doveconf("imap_capability", protocol="imap") or "").strip() and not is_24:
         said = "imap_capability is set explicitly, so that no plugin's capability is announced"
         yield Finding("plugin", FAILURE, said, "write imap_capability = +… with only what is to be added")
-    if (_doveconf("mail_chroot", protocol="imap") or "").strip():
-        said = "mail_chroot hides the registry from the plugin"
-        yield Finding("plugin", FAILURE, said, "without chroot: mail_chroot =")
+    for setting in ("mail_chroot", "service/imap/chroot"):
+        if (_doveconf(setting, protocol="imap") or "").strip():
+            name = setting.replace("/", " ")
+            said = f"{name} hides the registry from the plugin"
+            yield Finding("plugin", FAILURE, said, f"without chroot: {name} =")
+    path, setting = case.config.registry.path, "xaps_registry" if is_24 else "plugin/xaps_registry"
+    named = (_doveconf(setting, protocol="imap") or "").strip() or str(RegistryConfig().path)
+    if named != str(path):
+        said = f"Dovecot's xaps_registry is {named}, but path in [registry] is {path}"
+        yield Finding("plugin", FAILURE, said, f"set xaps_registry = {path} in Dovecot's configuration")
 
 
 def _doveconf(setting: str, protocol: str | None = None) -> str | None:

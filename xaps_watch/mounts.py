@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,16 @@ class MountTable:
             if path.startswith(point) and path[len(point) : len(point) + 1] in ("", "/"):
                 return point
         return ""
+
+
+def filesystem_of(path: str, mounts: Mapping[int, Mount]) -> str:
+    """The type of the filesystem that a directory is on, by what parse() has read. Raises OSError."""
+    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mount = mounts.get(_mount_id(directory))
+    finally:
+        os.close(directory)
+    return mount.filesystem if mount is not None else "unknown"
 
 
 def _mount_id(directory: int) -> int:

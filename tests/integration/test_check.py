@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from xaps_watch.simulator import Simulator
 # Stand-ins for programs whose answers depend on the whole machine; they read what they say from a file.
 PROGRAMS = {
     "dovecot": 'cat "$(dirname "$0")/version"',
-    "doveconf": 'for last; do :; done; sed -n "s/^$last = //p" "$(dirname "$0")/settings"',
+    "doveconf": 'for last; do :; done; sed -n "s|^$last = ||p" "$(dirname "$0")/settings"',
     "timedatectl": 'cat "$(dirname "$0")/synchronised"',
 }
 SETTINGS = """\
@@ -34,6 +36,8 @@ mail_plugins = quota imap_xaps
 mail_access_groups = {group}
 imap_capability =
 mail_chroot =
+service/imap/chroot =
+plugin/xaps_registry = {registry}
 """
 
 
@@ -74,7 +78,9 @@ async def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Async
         (programs / name).chmod(0o755)
     (programs / "version").write_text("2.3.19.1 (9b53102964)\n")
     (programs / "synchronised").write_text("yes\n")
-    (programs / "settings").write_text(SETTINGS.format(directory=tmp_path, group=site.registry_file.parent.group()))
+    (programs / "settings").write_text(
+        SETTINGS.format(directory=tmp_path, group=site.registry_file.parent.group(), registry=site.registry_file)
+    )
     (tmp_path / "modules").mkdir()
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
@@ -143,6 +149,12 @@ def _config(old: str, new: str) -> Callable[[Installation], None]:
 
 
 GROUP = "mail_access_groups = root"
+_ANOTHER_KEY = ("[apns]\n", '[apns]\nkey = "certificates/other.key"\n')
+_ANOTHER_TOPIC = ("[apns]\n", '[apns]\ntopic = "com.apple.mobilemail.push.org.other"\n')
+_TOKEN_KEY = (
+    'certificate = "',
+    f'token_key = "bin/version"\nkey_id = "ABC123DEFG"\nteam_id = "DEF123GHIJ"\ntopic = "{TOPIC}"\n# "',
+)
 SABOTAGES = {
     "a key misspelt": Sabotage(
         _config("min_interval", "min_intervall"), "configuration", "did you mean 'min_interval'?",
@@ -167,6 +179,20 @@ SABOTAGES = {
     "a topic that iOS refuses": Sabotage(
         lambda i: i.site.authority.push_certificate("org.example.app", name="push"),
         "credentials", "would be refused by iOS Mail", _renewed,
+    ),
+    "the key is another certificate's": Sabotage(
+        lambda i: i.site.authority.push_certificate(TOPIC, name="other") and _config(*_ANOTHER_KEY)(i),
+        "credentials", "does not fit the certificate", _config(*reversed(_ANOTHER_KEY)),
+    ),
+    "the certificate is for another topic": Sabotage(
+        _config(*_ANOTHER_TOPIC), "credentials", "the certificate ", _config(*reversed(_ANOTHER_TOPIC)),
+    ),
+    "the token key is no key": Sabotage(
+        _config(*_TOKEN_KEY), "credentials", "not a readable .p8 file", _config(*reversed(_TOKEN_KEY)),
+    ),
+    "the key ID is none": Sabotage(
+        _config("[apns]\n", '[apns]\nkey_id = "AuthKey_1"\n'), "configuration", "10 capital letters and digits",
+        _config('[apns]\nkey_id = "AuthKey_1"\n', "[apns]\n"),
     ),
     "the key is open to all": Sabotage(
         lambda i: i.site.certificate.file.chmod(0o644), "credentials", "may be read by everybody",
@@ -250,6 +276,14 @@ SABOTAGES = {
         _setting("mail_chroot =", "mail_chroot = /srv"), "plugin", "mail_chroot hides the registry",
         _setting("mail_chroot = /srv", "mail_chroot ="),
     ),
+    "a chroot of the service": Sabotage(
+        _setting("imap/chroot =", "imap/chroot = /srv"), "plugin", "service imap chroot hides the registry",
+        _setting("imap/chroot = /srv", "imap/chroot ="),
+    ),
+    "Dovecot has another registry": Sabotage(
+        _setting("registry.sqlite3", "other.sqlite3"), "plugin", "other.sqlite3, but path in [registry] is",
+        _setting("other.sqlite3", "registry.sqlite3"),
+    ),
 }  # fmt: skip
 
 
@@ -280,6 +314,42 @@ async def test_a_service_that_does_not_run(installation: Installation) -> None:
     assert found.mend == "sudo systemctl enable --now xaps-watch"
     await installation.daemon.start()
     assert wrong(await installation.examine()) == []
+
+
+async def test_an_older_version_still_runs(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "__version__", "99.1")
+    (found,) = wrong(await installation.examine())
+    assert (found.subject, found.state) == ("service", WARNING)
+    assert found.said.endswith("runs, 99.1 is installed")
+    assert found.mend == "sudo systemctl restart xaps-watch"
+
+
+async def test_a_push_host_without_http2(installation: Installation) -> None:
+    """As a proxy that opens TLS may be: it offers HTTP/1.1, or nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(installation.site.authority.server_file)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as proxy:
+        host, port = proxy.sockets[0].getsockname()
+        installation.replace(installation.site.config_file, installation.simulator.url, f"https://{host}:{port}")
+        found = [finding for finding in wrong(await installation.examine()) if finding.subject == "push host"]
+    assert [finding.said for finding in found] == [f"{host}:{port} speaks no HTTP/2"]
+
+
+async def test_what_lies_on_a_network(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that is mounted here said to be NFS."""
+    local = [finding.said for finding in await installation.examine() if finding.subject == "mailboxes"]
+    assert local[1].endswith("watched by inotify")
+    table = re.sub(r" - \S+ ", " - nfs4 ", doctor.MOUNTS.read_text())
+    (tmp_path / "mountinfo").write_text(table)
+    monkeypatch.setattr(doctor, "MOUNTS", tmp_path / "mountinfo")
+    findings = await installation.examine()
+    (found,) = wrong(findings)
+    assert (found.subject, found.state) == ("registry", FAILURE)
+    assert "is on nfs4" in found.said
+    (mailboxes,) = (finding.said for finding in findings if "polled" in finding.said)
+    assert mailboxes.startswith("1 on nfs4, polled every 30 s")
 
 
 async def test_too_few_inotify_watches(
