@@ -37,7 +37,7 @@ _SHOWN = 5  # mailboxes of which the same is to be said
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 MOUNTS = Path("/proc/self/mountinfo")
 PLUGIN = "imap_xaps"
-_MODULE = "lib90_imap_xaps_plugin.so"
+_MODULES = ("lib90_imap_xaps_plugin.so", "libimap_xaps_registry.so")  # the second is loaded by the first
 _SNIPPET = "sudo systemd/install.sh --enable-dovecot"
 
 
@@ -313,22 +313,26 @@ def _dovecot(case: Case) -> Iterator[Finding]:
 
 def _plugin_file(version: str) -> Iterator[Finding]:
     directory = Path((_doveconf("mail_plugin_dir") or "/usr/lib/dovecot/modules").strip())
-    module = directory / _MODULE
+    faults = [fault for name in _MODULES if (fault := _module_fault(directory / name, version)) is not None]
+    if faults:
+        yield Finding("plugin", FAILURE, faults[0], "sudo systemd/install.sh")
+    else:
+        yield Finding("plugin", OK, str(directory / _MODULES[0]))
+
+
+def _module_fault(module: Path, version: str) -> str | None:
     try:
         content = module.read_bytes()
     except OSError as error:
-        yield Finding("plugin", FAILURE, f"{module}: {error.strerror}", "sudo systemd/install.sh")
-        return
+        return f"{module}: {error.strerror}"
     # Dovecot loads only what was built for its own version; the module names it, as "2.3.ABIv19(2.3.19.1)" or, from
     # 2.4 on, "2.4.ABIv1": releases with one ABI share their plugins.
     named = re.search(rb"(\d+\.\d+)\.ABIv[0-9a-z]+(?:\(([0-9.]+)\))?", content)
     built = (named[2] or named[1]).decode() if named else "(unknown)"
     running = version.split()[0]
     if running != built and not (named and not named[2] and running.startswith(f"{built}.")):
-        said = f"{module} was built for Dovecot {built}, {running} is installed"
-        yield Finding("plugin", FAILURE, said, "sudo systemd/install.sh")
-    else:
-        yield Finding("plugin", OK, str(module))
+        return f"{module} was built for Dovecot {built}, {running} is installed"
+    return None
 
 
 def _plugin_settings(case: Case, is_24: bool) -> Iterator[Finding]:

@@ -55,6 +55,14 @@ class Installation:
         return self.site.directory / "modules" / "lib90_imap_xaps_plugin.so"
 
     @property
+    def registry_module(self) -> Path:
+        return self.module.with_name("libimap_xaps_registry.so")
+
+    def build(self, abi: str) -> None:
+        for module in (self.module, self.registry_module):
+            module.write_bytes(b"\x7fELF..." + abi.encode() + b"\0")
+
+    @property
     def settings(self) -> Path:
         return self.bin / "settings"
 
@@ -86,7 +94,7 @@ async def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Async
     async with site.simulator() as simulator, DaemonProcess(site.configure(simulator.url)) as daemon:
         await daemon.notified("STATUS=")
         made = Installation(site, simulator, daemon, programs)
-        made.module.write_bytes(b"\x7fELF...2.3.ABIv19(2.3.19.1)\0")
+        made.build("2.3.ABIv19(2.3.19.1)")
         yield made
 
 
@@ -106,9 +114,9 @@ async def test_a_healthy_installation(installation: Installation) -> None:
 async def test_dovecot_2_4_names_its_abi_alone(installation: Installation) -> None:
     """Seen in 2.4.1: no release in brackets behind it."""
     (installation.bin / "version").write_text("2.4.1-4 (7d8c0e5759)\n")
-    installation.module.write_bytes(b"\x7fELF...2.4.ABIv1\0")
+    installation.build("2.4.ABIv1")
     assert [f for f in await installation.examine() if f.subject == "plugin" and "was built" in f.said] == []
-    installation.module.write_bytes(b"\x7fELF...2.5.ABIv1\0")
+    installation.build("2.5.ABIv1")
     assert [f.state for f in await installation.examine() if "was built for Dovecot 2.5" in f.said] == [FAILURE]
 
 
@@ -254,11 +262,15 @@ SABOTAGES = {
     "Dovecot was upgraded": Sabotage(
         lambda i: (i.bin / "version").write_text("2.3.21 (x)\n"), "plugin",
         "was built for Dovecot 2.3.19.1, 2.3.21 is installed",
-        lambda i: i.module.write_bytes(b"2.3.ABIv21(2.3.21)"),
+        lambda i: i.build("2.3.ABIv21(2.3.21)"),
     ),
     "the plugin is not installed": Sabotage(
         lambda i: i.module.rename(i.bin / "module"), "plugin", "No such file or directory",
         lambda i: (i.bin / "module").rename(i.module),
+    ),
+    "the plugin's other module is not installed": Sabotage(
+        lambda i: i.registry_module.rename(i.bin / "module"), "plugin", "registry.so: No such file or directory",
+        lambda i: (i.bin / "module").rename(i.registry_module),
     ),
     "the plugin is not loaded": Sabotage(
         _setting("quota imap_xaps", "quota"), "plugin", "is not in mail_plugins of protocol imap",
