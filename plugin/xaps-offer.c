@@ -74,6 +74,7 @@ int xaps_offer_check(const char *registry, const char **error_r)
 	if ((fd = open(registry, O_RDWR)) < 0)
 		return fail(error_r, registry);
 	ret = check_header(registry, fd, error_r);
+	/* It drops whatever locks the process has on the file: none, since no connection outlives its registration. */
 	i_close_fd(&fd);
 	if (ret < 0 || check_access(registry, error_r) < 0)
 		return -1;

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dovecot import REGISTRY_GROUP, Dovecot, User, is_24, make_registry
+from tests.support.dovecot import PLUGIN_FILES, REGISTRY_GROUP, Dovecot, User, is_24, make_registry
 from tests.support.phone import DEVICE_TOKEN, Phone, RefusedError
 from xaps_watch.registry import Registry, topic_file
 
@@ -305,6 +305,19 @@ def test_a_full_disk(plugin: Path, small_disk: Path) -> None:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_the_module_for_the_registry_is_gone_for_a_while(dovecot: Dovecot) -> None:
+    module = dovecot.directory / "modules" / PLUGIN_FILES[1]
+    aside = module.with_suffix(".aside")
+    with dovecot.phone() as phone:
+        module.rename(aside)
+        try:
+            with log_of(dovecot, count=1, match=f"{module.name}: cannot open .*make install again"):
+                refused(phone)
+        finally:
+            aside.rename(module)
+        phone.register(["INBOX", "Notes"])
+
+
 # --- users in a chroot ------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +347,14 @@ def test_a_wrong_setting_costs_no_session(plugin: Path) -> None:
         with log_of(dovecot, count=1, match=r"xaps_busy_timeout: .*soon"), dovecot.phone() as phone:
             assert not phone.is_offered_push
         with dovecot.phone() as phone:
+            refused(phone)
+
+
+def test_a_registry_that_is_named_by_no_whole_path_costs_no_session(plugin: Path) -> None:
+    with Dovecot(plugin, settings={"xaps_registry": "registry.sqlite3"}) as dovecot:
+        with log_of(dovecot, count=1, match="registry.sqlite3 is not an absolute path"), dovecot.phone() as phone:
+            assert not phone.is_offered_push
+        with log_of(dovecot, count=2, match="registry.sqlite3 is not an absolute path"), dovecot.phone() as phone:
             refused(phone)
 
 
