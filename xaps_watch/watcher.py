@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from xaps_watch.absent import Absentees
 from xaps_watch.inotify import Inotify, sysctl
@@ -53,9 +54,11 @@ log = logging.getLogger(__name__)
 _LOOKS_AT_ONCE = 64  # descriptors open at a time, and 2 ms of the loop when all are to be watched
 _LOOK_COST = 10e-6  # seconds of CPU, for one path compared with its directory
 _WRITER_PATIENCE = 900.0  # seconds for a file to be filled
+_ROOM_STEP = 0.1  # seconds between two batches of watches that are taken up when there is room again
 _RENAME_PATIENCE = 0.1  # seconds for the second half of a rename
 _STUCK = 10.0  # seconds after which a filesystem that doesn't answer is no longer waited for
 _FULL = (errno.ENOSPC, errno.ENOMEM)
+WATCHES_EACH = 2  # of a mailbox: new/ and cur/
 _GONE_FOR_GOOD = -1  # as inode: the directory was removed, not only renamed or unmounted
 
 _MENDS = {
@@ -170,8 +173,8 @@ class _Lane:
 class Watcher:
     """The watch set. Calls `on_delivery(paths)` from the event loop with the mailboxes in which mail appeared.
 
-    With `on_change`, that is called for mailboxes in which mail was read, flagged, moved away or deleted. `watch_cur`:
-    cur/ is watched, too, for mail that is put there unread; it is given up first where the kernel's limit is near.
+    With `on_change`, that is called for mailboxes in which mail was read, flagged, moved away or deleted. cur/ is
+    watched, too, for mail that is put there unread; it is given up first where the kernel's limit is near.
     `poll_interval`: seconds, for mailboxes on remote filesystems and for those beyond the limit.
     """
 
@@ -180,7 +183,6 @@ class Watcher:
         on_delivery: Callable[[Collection[str]], None],
         *,
         on_change: Callable[[Collection[str]], None] | None = None,
-        watch_cur: bool = True,
         poll_interval: float = 30.0,
         time: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -188,7 +190,6 @@ class Watcher:
     ) -> None:
         self._on_delivery = on_delivery
         self._on_change = on_change
-        self._wants_cur = watch_cur or on_change is not None
         self._changes = IN_DELETE if on_change is not None else 0
         self._poll_interval = poll_interval
         self._monotonic = monotonic
@@ -202,7 +203,8 @@ class Watcher:
         self._polled: dict[_Mailbox, None] = {}  # in the order of their last polls
         self._retake: set[_Mailbox] = set()  # to be opened again, though the directory is the known one
         self._lacks_cur: dict[_Mailbox, None] = {}  # for want of room
-        self._full = False
+        self._full = False  # some mailboxes aren't watched as they should be, for want of room
+        self._refused = False  # the kernel said so, and hasn't been asked again since
         self._lanes = {"": _Lane("")}
         self._settled: list[asyncio.Future[None]] = []
         self._watched = self._events = self._overflows = self._looks = 0
@@ -600,23 +602,23 @@ class Watcher:
 
     def _place(self, mailbox: _Mailbox, found: Found) -> float:
         """Place the watches, as far as there is room. When something changed there last. Raises OSError."""
-        wd = self._add_new(found)
+        wd = self._add_new(mailbox, found)
         if wd != mailbox.wd:
             if mailbox.wd:
                 self._detach(mailbox)
             if wd:
                 self._attach(mailbox, wd)
         changed = max(os.fstat(found.new).st_ctime, os.fstat(found.cur).st_ctime if found.cur >= 0 else EVERYTHING)
-        if wd and found.cur >= 0 and self._wants_cur and self._add_cur(mailbox, found.cur):
+        if wd and found.cur >= 0 and self._add_cur(mailbox, found.cur):
             changed = max(changed, os.fstat(found.cur).st_ctime)
         return changed
 
-    def _add_new(self, found: Found) -> int:
+    def _add_new(self, mailbox: _Mailbox, found: Found) -> int:
         """0 if there is no room, or it is to be polled anyway."""
+        if self._refused and not mailbox.wd and self._reader.any_cur() is None:
+            return 0
         while True:
             try:
-                if self._full and self._reader.any_cur() is None:
-                    return 0
                 return self._inotify.add(found.new, NEW_MASK | self._changes)
             except OSError as error:
                 if error.errno not in _FULL:
@@ -627,12 +629,12 @@ class Watcher:
             cur = self._reader.any_cur()
             if cur is None:
                 return 0
-            for mailbox in self._at(cur):
-                self._drop_cur(mailbox)
-                self._lacks_cur[mailbox] = None
+            for other in self._at(cur):
+                self._drop_cur(other)
+                self._lacks_cur[other] = None
 
     def _add_cur(self, mailbox: _Mailbox, directory: int) -> bool:
-        if self._full:
+        if self._refused:
             self._lacks_cur[mailbox] = None
             return False
         try:
@@ -690,12 +692,12 @@ class Watcher:
     def _on_full(self) -> None:
         """The kernel's limit is reached: say it once."""
         self._next_room = self._monotonic() + self._pace.room_interval
+        self._refused = True
         if self._full:
             return
         self._full = True
         limit = sysctl("max_user_watches") or 0
-        each = 2 if self._wants_cur else 1
-        needed = limit + each * (len(self._mailboxes) - self._watched) + len(self._lacks_cur)
+        needed = limit + WATCHES_EACH * (len(self._mailboxes) - self._watched) + len(self._lacks_cur)
         log.error(
             "no room for more watches, the mailboxes that have none are polled %s",
             fields(
@@ -839,7 +841,7 @@ class Watcher:
         del self._round[-size:]  # in place: a copy of what is left would cost more than the looks
         for mailbox in chunk:
             if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox.polled is None:
-                if self._wants_cur and not mailbox.cur_wd and mailbox not in self._lacks_cur:
+                if not mailbox.cur_wd and mailbox not in self._lacks_cur:
                     self._retake.add(mailbox)
                 self._enqueue(mailbox, NOTHING)
         self._next_verify = now + interval * min(1.0, size / max(1, len(self._mailboxes)))
@@ -858,18 +860,18 @@ class Watcher:
 
     def _try_room(self, now: float) -> None:
         """See whether watches can be placed again."""
-        lacking = [mailbox for mailbox in self._polled if mailbox.polled and mailbox.polled.why == "limit"]
-        lacking += [mailbox for mailbox in self._lacks_cur if mailbox not in self._polled]
-        self._full = False
+        beyond_the_limit = (mailbox for mailbox in self._polled if mailbox.polled and mailbox.polled.why == "limit")
+        without_cur = (mailbox for mailbox in self._lacks_cur if not mailbox.polled)
+        lacking = list(_first(chain(beyond_the_limit, without_cur), _LOOKS_AT_ONCE))
         if not lacking:
+            self._full = self._refused = False
             log.info("all mailboxes are watched again")
             return
-        self._full = bool(lacking)
-        for mailbox in lacking[:_LOOKS_AT_ONCE]:
+        self._refused = False
+        for mailbox in lacking:
             self._retake.add(mailbox)
             self._enqueue(mailbox, NOTHING)
-        self._full = False  # until the kernel says so again
-        self._next_room = now + self._pace.room_interval
+        self._next_room = now + min(_ROOM_STEP, self._pace.room_interval)  # unless the kernel says no again
 
     def _see_silent(self, now: float) -> None:
         for lane in self._lanes.values():
