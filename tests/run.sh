@@ -23,7 +23,7 @@ stage_demo() { xaps-watch demo; }
 stage_plugin_check() { make -s -C plugin all && make -s -C plugin check; }
 stage_plugin_fuzz() { tests/plugin/fuzz.sh; }
 stage_plugin() { SANITIZE=1 pytest tests/plugin; }              # AddressSanitizer and UBSan watch each imap process
-stage_plugin_24() { python -m tests.plugin trixie; }
+stage_plugin_24() { python -m tests.plugin trixie tests/plugin tests/agents/test_maildirs.py; }
 stage_agents() { pytest -s tests/agents; }
 stage_machines() { pytest tests/machines; }
 stage_faults() { pytest -s tests/faults; }

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.agents.observe import Rig, rig
+from tests.agents.observe import NOT_TRIED, Rig, give_up, rig
 from tests.support.agents.packages import UnavailableError
 
 
@@ -18,4 +18,12 @@ async def watched_users() -> AsyncIterator[Rig]:
         async with rig() as ready:
             yield ready
     except UnavailableError as unavailable:
-        pytest.skip(str(unavailable))
+        give_up("all agents", unavailable)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what could not be had."""
+    if NOT_TRIED:
+        terminalreporter.section("NOT TRIED", red=True)
+        for line in NOT_TRIED:
+            terminalreporter.line(line)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.agents.observe import Rig, mailboxes_of
+from tests.agents.observe import Rig, give_up, mailboxes_of
 from tests.support.agents.clients import ACTIONS, CLIENTS, Client
 from tests.support.agents.packages import UnavailableError
 from tests.support.agents.stage import Stage, message
@@ -38,7 +38,7 @@ async def users_with_a_mail(request: pytest.FixtureRequest) -> AsyncIterator[Rig
             async with Watched(stage.directory / "xaps-watch", mailboxes, request.param) as phones:
                 yield Rig(stage, phones)
     except UnavailableError as unavailable:
-        pytest.skip(str(unavailable))
+        give_up("all clients", unavailable)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -56,7 +56,7 @@ async def test_a_change_elsewhere(changing: Rig, client: Client, action: str, re
         before = len(phones.pushes(user.name))
         await asyncio.to_thread(client.change, stage, user, action)
     except UnavailableError as unavailable:
-        pytest.skip(f"{client.name}: {unavailable}")
+        give_up(client.name, unavailable)
     await asyncio.sleep(0.3)  # longer than the service waits for the second half of a rename
     refreshed = [push.mailboxes for push in await changing.pushes_since(user, before)]
     # The new mail in the third mailbox takes the change along, in its own push.

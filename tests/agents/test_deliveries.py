@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.agents.observe import MAILBOXES, Rig
+from tests.agents.observe import MAILBOXES, Rig, give_up
 from tests.support.agents.catalog import AGENTS, Agent
 from tests.support.agents.packages import UnavailableError
 
@@ -17,5 +17,5 @@ async def test_a_delivery_is_pushed_once_for_its_mailbox(rig: Rig, agent: Agent,
     try:
         seen = await rig.observe(agent, mailbox)
     except UnavailableError as unavailable:
-        pytest.skip(f"{agent.name}: {unavailable}")
+        give_up(agent.name, unavailable)
     assert seen.pushes == [{mailbox}]

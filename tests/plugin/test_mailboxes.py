@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dovecot import Dovecot, User, is_24, version
+from tests.support.dovecot import Dovecot, User, is_24, shared_namespaces, version
 from tests.support.maildirs import deliver_by_rename, make_maildir
 from tests.support.phone import DEVICE_TOKEN, RefusedError
 
@@ -19,49 +19,6 @@ MDBOX = "userdb_mail_driver=mdbox userdb_mail_path=~/mdbox" if is_24() else "use
 
 # owner: what alice may do with bob's mailbox
 RIGHTS = {"Readable": "lr", "LookedUp": "l", "Inserted": "i", "LookedUpAndInserted": "li", "Hidden": ""}
-
-SHARED_23 = """
-plugin {
-  acl = vfile
-}
-namespace {
-  type = shared
-  separator = .
-  prefix = shared.%%u.
-  location = maildir:%%h/Maildir
-  subscriptions = no
-  list = children
-}
-namespace {
-  type = public
-  separator = .
-  prefix = Public.
-  location = maildir:DIRECTORY/public
-  subscriptions = no
-  list = children
-}
-"""
-SHARED_24 = """
-acl_driver = vfile
-namespace shared {
-  type = shared
-  separator = .
-  prefix = shared.$user.
-  mail_driver = maildir
-  mail_path = %{owner_home}/Maildir
-  subscriptions = no
-  list = children
-}
-namespace public {
-  type = public
-  separator = .
-  prefix = Public.
-  mail_driver = maildir
-  mail_path = DIRECTORY/public
-  subscriptions = no
-  list = children
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +134,7 @@ def test_names_in_utf8_once_the_client_has_asked_for_that(plugin: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(plugin: Path) -> Iterator[Dovecot]:
     users = [User("alice"), User("bob")]  # one uid: only ACLs stand between them
-    config = SHARED_24 if is_24() else SHARED_23
-    with Dovecot(plugin, users=users, plugins=["acl"], config=config) as running:
+    with Dovecot(plugin, users=users, plugins=["acl"], config=shared_namespaces()) as running:
         for base, name in ((running.maildir("bob"), ".{}"), (running.directory / "public", ".{}")):
             for mailbox, rights in RIGHTS.items():
                 path = make_maildir(base / name.format(mailbox))

@@ -33,6 +33,49 @@ MODULES = Path("/usr/lib/dovecot/modules")
 REGISTRY_GROUP = 64999
 """The registry's group. Numbers need no entry in /etc/group."""
 
+_SHARED_23 = """
+plugin {
+  acl = vfile
+}
+namespace {
+  type = shared
+  separator = .
+  prefix = shared.%%u.
+  location = maildir:%%h/Maildir
+  subscriptions = no
+  list = children
+}
+namespace {
+  type = public
+  separator = .
+  prefix = Public.
+  location = maildir:DIRECTORY/public
+  subscriptions = no
+  list = children
+}
+"""
+_SHARED_24 = """
+acl_driver = vfile
+namespace shared {
+  type = shared
+  separator = .
+  prefix = shared.$user.
+  mail_driver = maildir
+  mail_path = %{owner_home}/Maildir
+  subscriptions = no
+  list = children
+}
+namespace public {
+  type = public
+  separator = .
+  prefix = Public.
+  mail_driver = maildir
+  mail_path = DIRECTORY/public
+  subscriptions = no
+  list = children
+}
+"""
+
 # What is in Dovecot's log only when something is broken.
 FAULTS = ("Panic:", "Fatal:", "killed with signal", "Raw backtrace", "AddressSanitizer", "runtime error")
 
@@ -48,6 +91,11 @@ def version() -> tuple[int, int, int]:
 
 def is_24() -> bool:
     return version() >= (2, 4, 0)
+
+
+def shared_namespaces() -> str:
+    """Configuration: the users' mailboxes as shared.USER.…, those in DIRECTORY/public as Public.…; acl tells rights."""
+    return _SHARED_24 if is_24() else _SHARED_23
 
 
 def build_plugin(directory: Path, *, sanitize: bool = False) -> Path:

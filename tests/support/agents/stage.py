@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from pathlib import Path
@@ -77,7 +77,8 @@ def unique_name() -> str:
 class Stage:
     """A directory with the users' homes. Namespaces start when an agent first wants them, and end with the stage."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, config: str = "", plugins: Sequence[str] = ()) -> None:
+        """`config` and `plugins` are added to the Dovecot's."""
         if os.geteuid():
             raise packages.UnavailableError("the delivery agents need root: they run as several users in namespaces")
         self._starting = threading.Lock()
@@ -85,7 +86,7 @@ class Stage:
         self._uids = {name: uid for uid, name in enumerate(names, start=FIRST_UID)}
         accounts = [User(account, uid) for name, uid in self._uids.items() for account in (name, _elsewhere(name))]
         sieve = DOVECOT_SIEVE[is_24()] if SIEVE_PLUGIN.exists() else ""
-        self.dovecot = Dovecot(None, accounts, config=DOVECOT + sieve)
+        self.dovecot = Dovecot(None, accounts, config=DOVECOT + sieve + config, plugins=plugins)
 
     def __enter__(self) -> Stage:
         self.dovecot.__enter__()

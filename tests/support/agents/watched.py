@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.daemon import DaemonProcess, Site
-from xaps_watch.apns import mailbox_hash
+from tests.support.dovecot import Dovecot
+from tests.support.phone import mailbox_hash
+from xaps_watch.registry import Registry
 from xaps_watch.simulator import Received
+from xaps_watch.status import ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +47,36 @@ class Watched:
 
     def register(self, user: str, mailboxes: Mapping[str, Path]) -> None:
         """As the plugin does it when the user's phone asks."""
+        self.site.register(user, self._phone(user, mailboxes), mailboxes)
+
+    def register_at(self, dovecot: Dovecot, user: str, mailboxes: Iterable[str]) -> tuple[str, ...]:
+        """By a session with a Dovecot whose plugin writes to the site's registry; the mailboxes that it echoed."""
+        with dovecot.phone(user, device_token=self._phone(user, ())) as phone:
+            echoed = phone.register(mailboxes).mailboxes
+        self._phone(user, echoed)
+        return echoed
+
+    def _phone(self, user: str, mailboxes: Iterable[str]) -> str:
+        """The token of the user's phone, which from now on knows these mailboxes."""
         token = hashlib.sha256(user.encode()).hexdigest()
         self._users[token] = user
         self._names[user] = {mailbox_hash(name): name for name in mailboxes}
         self._pushes.setdefault(user, [])
-        self.site.register(user, token, mailboxes)
+        return token
+
+    async def settled(self, timeout: float = 20) -> None:
+        """Wait until all registered mailboxes that there are on disk are watched. Raises TimeoutError."""
+        with Registry(self.site.registry_file) as book:
+            paths = [Path(path) for path in book.paths()]
+        missing = sum(not (path / "new").is_dir() for path in paths)
+        deadline = time.monotonic() + timeout
+        while True:
+            watcher = (await asyncio.to_thread(ask, self.site.status_socket))["watcher"]
+            if (watcher["mailboxes"], watcher["missing"], watcher["waiting"]) == (len(paths), missing, 0):
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(paths)} mailboxes, {missing} of them missing, but the service has {watcher}")
+            await asyncio.sleep(0.02)
 
     async def __aenter__(self) -> Watched:
         await self._running.enter_async_context(self._simulator)
