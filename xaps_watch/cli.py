@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="xaps-watch",
         description="New-mail push to the Mail app of iPhones and iPads, for Dovecot servers with Maildirs.",
     )
-    parser.add_argument("-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE", help="%(default)s")
+    parser.add_argument(
+        "-c", "--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE",
+        help="the configuration; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is looked at, too")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)

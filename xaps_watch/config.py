@@ -130,7 +130,8 @@ def load(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; name the file with -c FILE") from error
+        mend = "call it as root" if isinstance(error, PermissionError) else "name the file with -c FILE"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     return parse(text, path)

@@ -27,12 +27,14 @@ from xaps_watch.keeper import WARN_DAYS
 from xaps_watch.model import ConfigError
 from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError, published_topic, topic_file
 from xaps_watch.terminal import printable
+from xaps_watch.watcher import WATCHES_EACH
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _SIGNS = {OK: "✔", WARNING: "!", FAILURE: "✘"}
 _EXIT_STATUS = {OK: 0, WARNING: 1, FAILURE: 2}  # as monitoring plugins have it
 
 _PATIENCE = 10.0  # seconds, for the push host and for Dovecot's programs
+_SPARE_WATCHES = 16  # for parents of what is missing
 _SHOWN = 5  # mailboxes of which the same is to be said
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -84,7 +86,8 @@ def examine(path: Path, *, offline: bool = False) -> Iterator[Finding]:
     try:
         config = configuration.load(path)
     except ConfigError as error:
-        yield Finding("configuration", FAILURE, str(error), f"sudoedit {path}")
+        readable = os.access(path, os.R_OK) or not path.exists()
+        yield Finding("configuration", FAILURE, str(error), f"sudoedit {path}" if readable else "sudo xaps-watch check")
         return
     yield Finding("configuration", OK, str(path))
     loaded: Credentials | None = None
@@ -178,6 +181,8 @@ def _registry(case: Case) -> Iterator[Finding]:
     yield Finding("registry", OK, f"{path}: {census.devices} devices of {census.users} users")
     if not topic:
         mend = "sudo systemctl restart xaps-watch; journalctl -u xaps-watch -n 20"
+        if case.credentials is None:
+            mend = "none needed here: the topic comes with the credentials, see above"
         yield Finding("registry", FAILURE, "the plugin is told no topic, so Dovecot announces no push", mend)
     elif published_topic(path) != topic:
         said = f"{topic_file(path)} doesn't hold the topic {topic}, so Dovecot announces no push, or in vain"
@@ -256,7 +261,7 @@ def _out_of_reach(gone: list[str], closed: list[str]) -> Iterator[Finding]:
 
 
 def _inotify(case: Case) -> Iterator[Finding]:
-    need = (2 if case.config.push.sync_changes else 1) * len(case.paths) + 16
+    need = WATCHES_EACH * len(case.paths) + _SPARE_WATCHES
     limit = int(WATCH_LIMIT.read_text())
     if limit < need:
         sysctl = f"fs.inotify.max_user_watches={2 * need}"
@@ -285,7 +290,7 @@ def _daemon(case: Case) -> Iterator[Finding]:
         yield Finding("service", FAILURE, str(error), "sudo systemctl enable --now xaps-watch")
         return
     troubles = answer.get("troubles") or []
-    yield Finding("service", OK if not troubles else WARNING, str(answer["state"]))
+    yield Finding("service", OK if not troubles else WARNING, status.brief(answer["state"]))
     if answer["version"] != __version__:
         said = f"version {answer['version']} runs, {__version__} is installed"
         yield Finding("service", WARNING, said, "sudo systemctl restart xaps-watch")

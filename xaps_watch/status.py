@@ -63,7 +63,7 @@ def run(config: Config, arguments: argparse.Namespace) -> int:
 def _text(snapshot: dict[str, Any], now: float) -> Iterator[str]:
     """The snapshot for people; `now`: unix time."""
     up = duration(now - snapshot["started_at"])
-    yield f"xaps-watch {snapshot['version']} (pid {snapshot['pid']}), up {up}: {printable(snapshot['state'])}"
+    yield f"xaps-watch {snapshot['version']} (pid {snapshot['pid']}), up {up}: {printable(brief(snapshot['state']))}"
     for label, text in (
         ("pushes to", _connection(snapshot["connection"])),
         ("credentials", _credentials(snapshot["credentials"])),
@@ -77,6 +77,11 @@ def _text(snapshot: dict[str, Any], now: float) -> Iterator[str]:
         yield f"  {label:{_LABEL}}{text}"
     for trouble in snapshot["troubles"]:
         yield f"✘ {printable(trouble)}"
+
+
+def brief(state: str) -> str:
+    """The state without its reason, which stands among the troubles."""
+    return state.partition(": ")[0]
 
 
 def _connection(connection: dict[str, Any]) -> str:
