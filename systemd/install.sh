@@ -93,6 +93,7 @@ check_machine() {
     if [ -n "$system_packages" ]; then
         packages+=(python3-httpx python3-h2 python3-sniffio python3-jwt python3-cryptography python3-pyinotify
             python3-sdnotify python3-setuptools python3-wheel)
+        [ -z "$(metrics_extra)" ] || packages+=(python3-prometheus-client)
     fi
     if have apt-get; then
         need_packages "${packages[@]}"
@@ -112,8 +113,14 @@ install_daemon() {
     fi
     local isolation=()
     [ -z "$system_packages" ] || isolation=(--no-build-isolation)
-    run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${isolation[@]}" --upgrade "$work"
+    run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${isolation[@]}" --upgrade \
+        "$work$(metrics_extra)"
     run ln -sfn "$venv/bin/xaps-watch" "$local/bin/xaps-watch"
+}
+
+# What the metrics listener needs, where one is configured.
+metrics_extra() {
+    if grep -qs '^ *listen *=' "$etc/config.toml"; then echo '[metrics]'; fi
 }
 
 venv_kind() { sed -n 's/^include-system-site-packages *= *//p' "$venv/pyvenv.cfg" 2>/dev/null; }

@@ -139,6 +139,29 @@ def test_check_finds_nothing_to_mend(server: MailServer) -> None:
     assert "https://127.0.0.1:2197" in server.run("xaps-watch", "status")  # which came by a reload
 
 
+# What root does; check has to say it in one line, with a command that the admin copies to mend it.
+SABOTAGES = {
+    "registry: /var/lib/xaps-watch has mode 0770": "chmod g-s /var/lib/xaps-watch",
+    "registry: /var/lib/xaps-watch/registry.sqlite3 has mode 0600": "chmod 0600 /var/lib/xaps-watch/registry.sqlite3",
+    "registry: /var/lib/xaps-watch/registry.sqlite3-topic doesn't": "rm /var/lib/xaps-watch/registry.sqlite3-topic",
+    "credentials: /etc/xaps-watch/mail.pem may be read by": "chmod o+r /etc/xaps-watch/mail.pem",
+    "service: /run/xaps-watch/status.sock": "systemctl stop xaps-watch",
+    "plugin: imap_xaps is not in mail_plugins": (
+        "rm /etc/dovecot/conf.d/95-xaps.conf && doveadm reload && rm /usr/lib/dovecot/modules/lib90_imap_xaps_plugin.so"
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "sabotage"), SABOTAGES.items(), ids=SABOTAGES.values())
+def test_the_mend_that_check_tells_works(server: MailServer, said: str, sabotage: str) -> None:
+    server.run("sh", "-c", sabotage)
+    checked = server.try_run("xaps-watch", "check")
+    assert checked.returncode == 2
+    (mend,) = re.findall(rf"^✘ {re.escape(said)}.*\n    → (.*)$", checked.stdout, re.MULTILINE)
+    server.as_admin(mend)
+    server.wait_for("the mend", lambda: "✘" not in server.try_run("xaps-watch", "check").stdout)
+
+
 def test_exposure(server: MailServer) -> None:
     said = server.run("systemd-analyze", "security", "--no-pager", SERVICE)
     figure = re.search(r"exposure level for \S+: (\d+\.\d)", said)
@@ -215,13 +238,19 @@ def test_all_comes_back_after_a_reboot(server: MailServer) -> None:
     assert server.phone(SYSTEM_USER)["answer"] == "OK"
 
 
-def test_install_again_keeps_all(server: MailServer) -> None:
-    """As for an upgrade: what the admin wrote stays, the service runs on."""
+def test_an_upgrade_keeps_what_the_admin_wrote(server: MailServer) -> None:
+    """The clone is a newer version; and metrics are wanted now."""
     config = server.path / "etc/xaps-watch/config.toml"
+    config.write_text(config.read_text().replace("# listen = ", "listen = "))
     before = config.read_text()
+    server.as_admin(r"sed -i 's/^\(__version__\|version\) = .*/\1 = \"99.1\"/' pyproject.toml xaps_watch/__init__.py")
     server.as_admin("sudo systemd/install.sh --enable-dovecot")
     assert config.read_text() == before
+    assert server.run("xaps-watch", "status").startswith("xaps-watch 99.1 ")
     push_follows(server, VIRTUAL_USER)
+    fetch = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9617/metrics').read().decode())"
+    accepted = re.compile(r'^xaps_watch_pushes_total\{.*status="200".*\} [1-9]', re.MULTILINE)
+    server.wait_for("the metrics", lambda: accepted.search(server.run("python3", "-c", fetch)))
 
 
 def test_uninstall_leaves_mail_and_dovecot_working(server: MailServer) -> None:
