@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from tests.support.agents.catalog import AGENTS, Agent
+from tests.support.agents.clients import ACTIONS, CLIENTS, Client
 from tests.support.agents.namespace import FOLDER, MailUser
 from tests.support.agents.packages import UnavailableError
 from tests.support.agents.recorder import Recorder, describe
@@ -69,6 +70,22 @@ class Rig:
         at = pushes[0].at
         return Observation([push.mailboxes for push in pushes], describe(events), at - arrived, at - returned)
 
+    async def observe_change(self, client: Client, action: str, *, waits: bool) -> list[frozenset[str]]:
+        """One change to the user's one mail: the mailboxes of each push, up to that for a mail in the third mailbox,
+        which takes along what waits, and something does if it `waits`. Raises UnavailableError, TimeoutError."""
+        user = self.stage.users[client.user_for(action)]
+        self.stage.dovecot.deliver(user.name, message("INBOX"))
+        before = len(await self.phones.pushed(user.name, 1))
+        await asyncio.to_thread(client.prepare, self.stage, user)
+        if action == "unflag":
+            await asyncio.to_thread(client.change, self.stage, user, "flag")
+        await self.pushes_since(user, before)
+        before = len(self.phones.pushes(user.name))
+        await asyncio.to_thread(client.change, self.stage, user, action)
+        await asyncio.sleep(0.3)  # longer than the service waits for the second half of a rename
+        await self.phones.waiting(int(waits))
+        return [push.mailboxes for push in await self.pushes_since(user, before)]
+
     async def pushes_since(self, user: MailUser, before: int) -> list[PhonePush]:
         """All pushes after the first `before`, up to one for a mail in the third mailbox: it is delivered now, and
         doesn't appear in the answer."""
@@ -87,11 +104,25 @@ def mailboxes_of(user: MailUser) -> dict[str, Path]:
 
 
 @asynccontextmanager
+async def rig_for(users: Iterable[str], push: Mapping[str, object] | None = None) -> AsyncIterator[Rig]:
+    """Users with these names, watched by the service; `push` as Watched takes it."""
+    with Stage(users) as stage:
+        mailboxes = {user.name: mailboxes_of(user) for user in stage.users.values()}
+        async with Watched(stage.directory / "xaps-watch", mailboxes, push) as phones:
+            yield Rig(stage, phones)
+
+
+@asynccontextmanager
 async def rig() -> AsyncIterator[Rig]:
     """The users of all agents, watched by the service."""
-    with Stage([agent.user for agent in AGENTS]) as stage:
-        mailboxes = {user.name: mailboxes_of(user) for user in stage.users.values()}
-        async with Watched(stage.directory / "xaps-watch", mailboxes) as phones:
-            ready = Rig(stage, phones)
-            await ready.pushes_since(stage.users[AGENTS[0].user], 0)  # from here on there is a connection
-            yield ready
+    async with rig_for([agent.user for agent in AGENTS]) as ready:
+        await ready.pushes_since(ready.stage.users[AGENTS[0].user], 0)  # from here on there is a connection
+        yield ready
+
+
+@asynccontextmanager
+async def changing_rig(*, sync_changes: bool) -> AsyncIterator[Rig]:
+    """A user for each client and action; changes are pushed only along with new mail."""
+    push = {"min_interval": 0.0, "sync_changes": sync_changes, "change_delay": 3600.0}
+    async with rig_for([client.user_for(action) for client in CLIENTS for action in ACTIONS], push) as ready:
+        yield ready

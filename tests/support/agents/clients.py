@@ -48,8 +48,12 @@ class Client:
     prepare: Callable[[Stage, MailUser], None]
 
     @property
-    def user(self) -> str:
-        return "client-" + self.change.__name__.replace("_", "-")
+    def id(self) -> str:
+        return self.change.__name__.replace("_", "-")
+
+    def user_for(self, action: str) -> str:
+        """Each action is done to a user of its own; the prefix keeps it apart from service users."""
+        return f"client-{self.id}-{action}"
 
 
 def imap(stage: Stage, user: MailUser, action: str) -> None:

@@ -56,6 +56,14 @@ class Watched:
         self._phone(user, echoed)
         return echoed
 
+    async def waiting(self, count: int, timeout: float = 20) -> None:
+        """Wait until pushes to `count` phones are due later. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while (pending := (await asyncio.to_thread(ask, self.site.status_socket))["pending"]) != count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{count} phones are to wait for a push, but {pending} do")
+            await asyncio.sleep(0.02)
+
     def _phone(self, user: str, mailboxes: Iterable[str]) -> str:
         """The token of the user's phone, which from now on knows these mailboxes."""
         token = hashlib.sha256(user.encode()).hexdigest()
