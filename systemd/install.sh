@@ -287,8 +287,10 @@ next_steps() {
     if [ -n "$plugin" ] && [ -z "$enable" ]; then
         say "  let Dovecot load the plugin:             $0 --enable-dovecot"
     fi
-    say "  put Apple's certificate and its key into $etc/mail.pem (or see $etc/config.toml)"
-    say "  start the service:                       systemctl enable --now $name"
+    [ -e "$etc/mail.pem" ] ||
+        say "  put Apple's certificate and its key into $etc/mail.pem (or see $etc/config.toml)"
+    systemctl is-active --quiet "$name" ||
+        say "  start the service:                       systemctl enable --now $name"
     say "  see whether all is well:                 xaps-watch check"
 }
 

@@ -35,6 +35,7 @@ _EXIT_STATUS = {OK: 0, WARNING: 1, FAILURE: 2}  # as monitoring plugins have it
 
 _PATIENCE = 10.0  # seconds, for the push host and for Dovecot's programs
 _SPARE_WATCHES = 16  # for parents of what is missing
+_LABEL = len("configuration:")  # the longest subject
 _SHOWN = 5  # mailboxes of which the same is to be said
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(f"{_SIGNS[finding.state]} {finding.subject}: {printable(finding.said)}")
+            print(f"{_SIGNS[finding.state]} {finding.subject + ':':{_LABEL}} {printable(finding.said)}")
             if finding.mend is not None:
                 print(f"    → {finding.mend}")
     return max((_EXIT_STATUS[finding.state] for finding in findings), default=0)

@@ -380,7 +380,7 @@ async def test_the_command_for_people_and_for_monitoring(
 ) -> None:
     arguments = ["-c", str(installation.site.config_file), "check"]
     assert await asyncio.to_thread(main, arguments) == 0
-    assert "✔ push host: 127.0.0.1:" in capsys.readouterr().out
+    assert "✔ push host:     127.0.0.1:" in capsys.readouterr().out
     installation.module.unlink()
     assert await asyncio.to_thread(main, [*arguments, "--json", "--offline"]) == 2
     printed = capsys.readouterr().out
