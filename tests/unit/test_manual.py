@@ -48,6 +48,9 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_options(capsys: pytest.CaptureFixture[str], name: str) -> None:
     options = set(re.findall(r"--[a-z][a-z-]*", help_of(capsys, name)))
     assert completed(name, "--") == options
+    if name != "simulate":  # for developers: --help tells
+        (told,) = (part for part in MANUAL.split(".TP\n") if re.match(rf"\.B[RI]? {name}\b", part))
+        assert set(re.findall(r"--[a-z][a-z-]*", told.replace("\\-", "-"))) == options - {"--help"}
 
 
 def test_settings() -> None:
