@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_PATH = Path("/etc/xaps-watch/config.toml")
+SERVICE_CREDENTIALS = Path("/run/credentials/xaps-watch.service")  # while it runs
 
 # The only topics that iOS Mail accepts in an XAPPLEPUSHSERVICE answer: macOS Server's, and Apple's for providers.
 TOPIC_PREFIXES = ("com.apple.mail.", "com.apple.mobilemail.push.")
@@ -201,9 +202,14 @@ class _Section:
         """A file name; ``$CREDENTIALS_DIRECTORY/…`` names a systemd credential (systemd.exec(5), LoadCredential=)."""
         marker = "$CREDENTIALS_DIRECTORY"
         if raw.startswith(marker):
-            if marker[1:] not in self.environ:
-                raise self._error(key, f"{marker} isn't set: add LoadCredential= to the unit, or name a plain file")
-            raw = self.environ[marker[1:]] + raw[len(marker) :]
+            directory = self.environ.get(marker[1:])
+            if directory is None and SERVICE_CREDENTIALS.is_dir():
+                directory = str(SERVICE_CREDENTIALS)  # for the commands, which are not started by systemd
+            if directory is None:
+                raise self._error(
+                    key, f"{marker} isn't set: start the service with LoadCredential= in its unit, or name a plain file"
+                )
+            raw = directory + raw[len(marker) :]
         return self.source.parent / raw
 
     def _check(self, key: str, value: Any, rules: Mapping[str, Any]) -> None:

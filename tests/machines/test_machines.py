@@ -207,6 +207,26 @@ def test_reload_takes_a_renewed_certificate(server: MailServer) -> None:
     push_follows(server, SYSTEM_USER)
 
 
+def test_takes_the_certificate_from_systemd(server: MailServer) -> None:
+    """And so do the commands, while the service runs."""
+    config = server.path / "etc/xaps-watch/config.toml"
+    before = config.read_text()
+    named = 'certificate = "$CREDENTIALS_DIRECTORY/push.pem"'
+    config.write_text(before.replace('# certificate = "/etc/xaps-watch/mail.pem"', named))
+    drop_in = "[Service]\nLoadCredential=push.pem:/etc/xaps-watch/mail.pem\n"
+    server.write("/etc/systemd/system/xaps-watch.service.d/test.conf", drop_in)
+    server.run("systemctl", "daemon-reload")
+    server.run("systemctl", "restart", SERVICE)
+    push_follows(server, SYSTEM_USER)
+    assert "/run/credentials/xaps-watch.service/push.pem" in server.run("xaps-watch", "status")
+    checked = server.try_run("xaps-watch", "check")
+    assert "✘" not in checked.stdout, checked.stdout
+    config.write_text(before)
+    server.run("rm", "-r", "/etc/systemd/system/xaps-watch.service.d")
+    server.run("systemctl", "daemon-reload")
+    server.run("systemctl", "restart", SERVICE)
+
+
 def test_killed_it_comes_back_and_misses_nothing(server: MailServer) -> None:
     before = server.pushes(VIRTUAL_USER)
     pid = unit_property(server, "MainPID")

@@ -49,7 +49,7 @@ def test_a_systemd_credential_can_be_named() -> None:
     text = '[apns]\ncertificate = "$CREDENTIALS_DIRECTORY/mail.pem"'
     config = parse(text, FILE, {"CREDENTIALS_DIRECTORY": "/run/credentials/xaps-watch.service"})
     assert config.apns.certificate == Path("/run/credentials/xaps-watch.service/mail.pem")
-    with pytest.raises(ConfigError, match=r"certificate \$CREDENTIALS_DIRECTORY isn't set: add LoadCredential="):
+    with pytest.raises(ConfigError, match=r"certificate \$CREDENTIALS_DIRECTORY isn't set: start the service"):
         parse(text, FILE, {})
 
 
