@@ -358,12 +358,12 @@ class Watcher:
 
     def _report(self, mail: Iterable[int], changed: Iterable[int] = ()) -> None:
         paths = {mailbox.path for wd in mail for mailbox in self._at(wd)}
-        if paths:
-            self._on_delivery(paths)
         if self._on_change is not None:
             changes = {mailbox.path for wd in changed for mailbox in self._at(wd)} - paths
             if changes:
-                self._on_change(changes)
+                self._on_change(changes)  # first, so that the push for the mail takes them along
+        if paths:
+            self._on_delivery(paths)
 
     def _report_linked(self) -> None:
         """Report the files that were linked, for all that the kernel told by now."""
@@ -568,10 +568,10 @@ class Watcher:
                 self._on_absent(mailbox, since, answer)
         if self._closed:
             return
-        if mail:
-            self._on_delivery(mail)
         if changed and self._on_change is not None:
             self._on_change(changed)
+        if mail:
+            self._on_delivery(mail)
         self._pump_soon()
 
     # A directory was found

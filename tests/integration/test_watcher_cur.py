@@ -131,6 +131,19 @@ async def test_a_change_is_reported_to_who_asked_for_changes(
     assert set(await reports.until("mail other")) == {"mail other", *(("change box",) if asked else ())}
 
 
+async def test_a_change_is_reported_before_the_mail_that_was_read_with_it(
+    watcher: Watcher, reports: Reports, box: Path, other: Path, request: pytest.FixtureRequest
+) -> None:
+    """So that the push for the mail takes it along, and no second one follows."""
+    mail = put(box, "cur", "1.a.b:2,S")
+    await asyncio.sleep(0.3)
+    reports.all.clear()
+    deliver_by_rename(other)  # no turn of the loop between these two
+    mail.rename(box / "cur" / "1.a.b:2,FS")
+    asked = "changes too" in request.node.name
+    assert await reports.until("mail other") == [*(("change box",) if asked else ()), "mail other"]
+
+
 async def test_a_cur_that_was_removed_is_watched_again(
     watcher: Watcher, reports: Reports, box: Path, other: Path
 ) -> None:
