@@ -19,7 +19,7 @@ import httpx
 
 from xaps_watch.credentials import Credentials
 from xaps_watch.model import Outcome, Push, Registration, Request, Ruling, is_inbox
-from xaps_watch.transport import open_transport
+from xaps_watch.transport import PushTransport, open_transport
 
 PAYLOAD_LIMIT = 4096  # bytes
 EXPIRATION = 24 * 3600  # seconds for which Apple keeps a push for a phone that is off
@@ -172,6 +172,11 @@ class Apns:
         self._idle = asyncio.Event()
         self._idle.set()
         self._transport = open_transport(transport, credentials.ssl_context(ca_file))
+
+    def connect(self) -> None:
+        """Begin to connect, so that the first push needs not wait for it; Apple asks to keep connections open."""
+        if isinstance(self._transport, PushTransport):
+            self._transport.connect(self._url, self._timeouts["connect"])
 
     async def aclose(self) -> None:
         """Close the connection when the pushes that are in flight on it have ended."""

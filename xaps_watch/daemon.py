@@ -154,6 +154,7 @@ class Daemon:
             return
         self.keeper.use(credentials)
         before, self._apns = self._apns, pusher
+        pusher.connect()
         await self.service.use(pusher, credentials.topics)
         if before is not None:
             # What is in flight on the old connection may still be answered.

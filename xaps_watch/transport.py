@@ -125,6 +125,14 @@ class PushTransport(httpx.AsyncBaseTransport):
 
     # Connecting
 
+    def connect(self, url: httpx.URL, patience: float) -> None:
+        """Begin to connect, for `patience` seconds, so that the first request needs not wait for it.
+
+        A failure is told to nobody: the first request will meet with it."""
+        self._origin = url.host, url.port or 443
+        if self._connection is None and self._connecting is None and not self._closed:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(patience))
+
     def _connect_if_needed(self) -> None:
         if self._waiting and self._connection is None and self._connecting is None and not self._closed:
             patience = self._waiting[0].patience("connect")

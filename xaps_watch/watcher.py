@@ -452,15 +452,13 @@ class Watcher:
         self._pump_soon()
 
     def _on_mounts_changed(self) -> None:
-        points = tuple(self._mounts.changes())
-
-        def is_below(path: str) -> bool:
-            return any(path == point or path.startswith(point.rstrip("/") + "/") for point in points)
-
-        for path in self._absent.below(lambda path: True) if points else ():
+        points = tuple(point.rstrip("/") + "/" for point in self._mounts.changes())
+        if not points:
+            return
+        for path in self._absent.below(lambda path: True):
             self._look_again(path)  # a symlink may lead there
         for mailbox in self._mailboxes.values():
-            if is_below(mailbox.path):
+            if (mailbox.path + "/").startswith(points):
                 self._enqueue(mailbox, self._verified if mailbox.wd or mailbox.polled else NOTHING)
 
     # Looks

@@ -122,6 +122,7 @@ def _by_aioapns(url: str, ca_file: str) -> Send:
     found = httpx.URL(url)
     APNsProductionClientProtocol.APNS_SERVER = found.host
     APNsTLSClientProtocol.APNS_PORT = found.port
+    APNsTLSClientProtocol.INACTIVITY_TIME = 3600  # it would close the connection while others are measured
     key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -88,6 +88,27 @@ async def test_a_response_has_all_that_httpx_gives(authority: LocalAuthority, ce
     assert apns.received[0].faults == ()
 
 
+async def test_a_connection_can_be_there_before_the_first_request(
+    authority: LocalAuthority, certificate: PushCertificate
+) -> None:
+    transport = PushTransport(tls(authority, certificate))
+    async with Simulator(authority) as apns, transport:
+        transport.connect(httpx.URL(apns.url), 30.0)
+        await eventually(lambda: apns.connections == 1)
+        assert await post(transport, apns.url) == (200, b"")
+        assert apns.connections_made == 1
+
+
+async def test_connecting_ahead_of_the_first_request_may_fail(authority: LocalAuthority) -> None:
+    transport = PushTransport(tls(authority))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+    transport.connect(httpx.URL(url), 30.0)
+    async with transport:
+        with pytest.raises(httpx.ConnectError):
+            await post(transport, url)
+
+
 async def test_the_target_extension_spares_the_url(authority: LocalAuthority, certificate: PushCertificate) -> None:
     for kind in ("fast", "httpx"):
         transport = open_transport(kind, tls(authority, certificate))
