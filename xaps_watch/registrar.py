@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,6 +33,8 @@ COMMITS_MAY_TAKE = 10_000
 CORRUPT_TRIES = 3
 # Seconds between two writes of what may wait: each wakes all who watch the file, and this program is one of them.
 WRITE_INTERVAL = 2.0
+# Seconds to wait for another's lock. What couldn't be written is tried again soon, and a stop must not wait for long.
+LOCK_TIMEOUT = 2.0
 
 
 class Listener(Protocol):
@@ -97,8 +99,12 @@ class Registrar:
     def note(self, note: Note) -> None:
         """To be written down soon. One a device: the newest counts, but for a removal or suspension before it."""
         before = self._notes.get(note.device_id)
-        if before is None or not (before.remove or before.suspend) or note.resume or note.accepted_at:
+        if before is None:
             self._notes[note.device_id] = note
+        elif not (before.remove or before.suspend) or note.resume or note.accepted_at:
+            accepted_at = note.accepted_at or before.accepted_at
+            resume = note.resume or (before.resume and not note.suspend)
+            self._notes[note.device_id] = replace(note, accepted_at=accepted_at, resume=resume)
         if note.remove or note.suspend or note.resume:
             self.wake()
 
@@ -139,17 +145,17 @@ class Registrar:
             self._notice = WriteNotice(self.path, self._wake.set)
 
     async def close(self) -> None:
-        """Write down what is still to be written; give up after that."""
+        """Write down what is still to be written; give up after that. Takes a few LOCK_TIMEOUTs at the most."""
         if self._notice is not None:
             self._notice.close()
         try:
             await self._write()
         except RegistryError as error:
             log.error("registry could not be written before the stop %s", fields(error=error))
+        self._thread.shutdown()  # a start that was given up may still be opening it
         if self._open is not None:
             self._open.close()
             self._open = None
-        self._thread.shutdown()
 
     async def wait(self, seconds: float) -> None:
         """Until somebody wrote to the registry or there is something urgent to write; at most so long."""
@@ -243,7 +249,7 @@ class Registrar:
             self._open = None
         if registry.create(self.path):
             log.info("registry created %s", fields(path=self.path))
-        store = Registry(self.path)
+        store = Registry(self.path, busy_timeout=LOCK_TIMEOUT)
         try:
             self._stored = dict(store.settings())
             self._stored.pop("topic", None)  # to be written again, since its file may be missing, or an older one's

@@ -402,11 +402,9 @@ class Registry:
     ) -> int:
         """Record a registration as the plugin does (for the demo, and for tests); its id."""
         with self._transaction():
-            ((device_id,),) = self._db.execute(
-                f"{_REGISTER} RETURNING id", (username, account_id.upper(), token.lower(), subtopic, topic, 2, now)
-            ).fetchall()
-            self._put_mailboxes(device_id, mailboxes)
-        return int(device_id)
+            registration = (username, account_id.upper(), token.lower())
+            self._db.execute(_REGISTER, (*registration, subtopic, topic, 2, now))
+            return self._put_mailboxes(registration, mailboxes)
 
     def adopt(
         self,
@@ -424,20 +422,27 @@ class Registry:
         False, and nothing is changed, where there is one made at that time or later.
         """
         with self._transaction():
-            rows = self._db.execute(
-                f"{_REGISTER} WHERE excluded.registered_at > device.registered_at RETURNING id",
-                (username, account_id.upper(), token.lower(), "com.apple.mobilemail", topic, version, registered_at),
-            ).fetchall()
-            for (device_id,) in rows:
-                self._put_mailboxes(device_id, mailboxes)
-        return bool(rows)
+            registration = (username, account_id.upper(), token.lower())
+            adopted = self._db.execute(
+                f"{_REGISTER} WHERE excluded.registered_at > device.registered_at",
+                (*registration, "com.apple.mobilemail", topic, version, registered_at),
+            ).rowcount
+            if adopted:
+                self._put_mailboxes(registration, mailboxes)
+        return bool(adopted)
 
-    def _put_mailboxes(self, device_id: int, mailboxes: Iterable[Mailbox]) -> None:
+    def _put_mailboxes(self, registration: tuple[str, str, str], mailboxes: Iterable[Mailbox]) -> int:
+        """Make these the mailboxes of the device with this user, account and token; its id."""
+        # Not RETURNING, which only SQLite ≥ 3.35 knows: Debian 11 has 3.34.
+        ((device_id,),) = self._db.execute(
+            "SELECT id FROM device WHERE (username, account_id, device_token) = (?, ?, ?)", registration
+        ).fetchall()
         self._db.execute("DELETE FROM mailbox WHERE device_id = ?", (device_id,))
         self._db.executemany(
             "INSERT INTO mailbox VALUES (?, ?, CAST(? AS TEXT))",
             [(device_id, mailbox.name, os.fsencode(mailbox.path)) for mailbox in mailboxes],
         )
+        return int(device_id)
 
     # --- how it is done ----------------------------------------------------------------------------------------------
 

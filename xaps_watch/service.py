@@ -147,7 +147,8 @@ class Service:
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
-        self._mark_caught_up(always=True)
+        if self._started:
+            self._mark_caught_up(always=True)
         await self.registrar.close()
 
     async def use(self, pusher: Pusher | None, topics: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.model import Mailbox
-from xaps_watch.registrar import CORRUPT_TRIES, Registrar
+from xaps_watch.registrar import CORRUPT_TRIES, LOCK_TIMEOUT, Registrar
 from xaps_watch.registry import Note, Registered, Registry, RegistryError, published_topic, topic_file
 
 
@@ -160,6 +160,33 @@ async def test_what_must_not_wait_is_written_at_once(registrar: Registrar, path:
         registrar.note(Note(device_id, reason, int(time.time() * 1000), suspend=reason, resume=True))
         await registrar.step()
         assert outcome(path, device_id) == reason
+
+
+async def test_that_a_push_was_accepted_outlives_a_later_failure(registrar: Registrar, path: Path) -> None:
+    """Whether a device was ever accepted decides what BadDeviceToken means for it."""
+    device_id = register(path, 1)
+    accepted_at = int(time.time() * 1000)
+    registrar.note(Note(device_id, "200", accepted_at, accepted_at=accepted_at))
+    registrar.note(Note(device_id, "429 TooManyRequests", accepted_at + 1))
+    registrar.wake()
+    await registrar.step()
+    with Registry(path) as book:
+        device = book.device(device_id)
+    assert device is not None
+    assert (device.outcome, device.accepted_at) == ("429 TooManyRequests", accepted_at)
+
+
+async def test_a_locked_registry_does_not_hold_up_the_stop(
+    path: Path, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = Registrar(path, heard, time=time.time, monotonic=time.monotonic)
+    await opened.start()
+    await opened.step()
+    opened.note(Note(register(path, 1), "200", int(time.time() * 1000)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await asyncio.wait_for(opened.close(), 5 * LOCK_TIMEOUT)
+    assert "registry could not be written before the stop" in caplog.text
 
 
 STALE: dict[str, Callable[[Path], object]] = {
