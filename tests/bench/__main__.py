@@ -63,14 +63,16 @@ def section(reports: list[Report]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), metavar="PART")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="one short round each: to see that it works")
     parser.add_argument("--write", type=Path, metavar="README.md", help="put the tables there, and the plots")
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     reports = []
     with TemporaryDirectory(prefix="xaps-watch-peers-") as peers:
         install_peers(Path(peers))
-        for part in arguments.parts:
+        for part in arguments.parts or PARTS:
             with TemporaryDirectory(prefix=f"xaps-watch-{part}-") as directory:
                 reports.append(PARTS[part](Path(directory), quick=arguments.quick))
             print(reports[-1].markdown(), end="\n\n", flush=True)
