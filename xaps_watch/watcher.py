@@ -123,6 +123,7 @@ class SteadyClock:
         return EVERYTHING if wall + self._set_back > now + SLACK and wall != NOTHING else wall + self._set_back
 
     def wall(self, steady: float) -> float:
+        self.now()  # the clock may have been set since the last look at it
         return steady - self._set_back
 
 
@@ -270,6 +271,7 @@ class Watcher:
             lane.waiting.pop(mailbox, None)
         self._no_longer_absent(path)
         self._stop_polling(mailbox)
+        self._retake.discard(mailbox)
         if mailbox.wd:
             self._detach(mailbox)
             self._next_room = min(self._next_room, self._monotonic() + 1.0)
@@ -422,6 +424,7 @@ class Watcher:
         self._watched -= 1
         if mailbox.cur_wd:
             self._drop_cur(mailbox)
+        self._lacks_cur.pop(mailbox, None)
         if for_good:
             mailbox.inode = _GONE_FOR_GOOD
 

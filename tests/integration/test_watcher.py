@@ -182,3 +182,32 @@ async def test_removed_and_recreated(watcher: Watcher, deliveries: Deliveries, b
     make_maildir(box)
     by_link(box)
     await deliveries.expect(box)
+
+
+async def test_names_that_are_not_utf8(watcher: Watcher, deliveries: Deliveries, tmp_path: Path) -> None:
+    box = make_maildir(tmp_path / os.fsdecode(b"\xff\xfe"))
+    watcher.watch(str(box), time.time())
+    await watcher.settled()
+    for deliver in FORMS:
+        deliver(box, os.fsdecode(b"1.M1P1.\xfe\xff" + deliver.__name__.encode()))
+        await deliveries.expect(box)
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_events_that_are_lost_when_the_clock_is_set(deliveries: Deliveries, box: Path, ahead: float) -> None:
+    """What is looked for is what came since, by the files' times: these go by the clock as it was set."""
+    wrong = ahead
+    watcher = Watcher(deliveries, time=lambda: time.time() + wrong, pace=FAST)
+    watcher.start()
+    try:
+        watcher.watch(str(box), time.time() + wrong)
+        await watcher.settled()
+        wrong = 0.0
+        by_rename(box)
+        while watcher._inotify.read():
+            pass
+        watcher._on_overflow()
+        await deliveries.expect(box)
+        assert watcher.caught_up_to() <= time.time()
+    finally:
+        watcher.close()

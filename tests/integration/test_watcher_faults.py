@@ -23,6 +23,7 @@ NAMESPACES = {
     "room_for_one_directory_each": IN_A_USER_NAMESPACE,
     "room_for_some_mailboxes": IN_A_USER_NAMESPACE,
     "mail_that_comes_while_room_appears": IN_A_USER_NAMESPACE,
+    "removed_without_room": IN_A_USER_NAMESPACE,
     "unmounted": IN_A_MOUNT_NAMESPACE,
     "unreadable": IN_A_MOUNT_NAMESPACE,
     "remote": IN_A_MOUNT_NAMESPACE,

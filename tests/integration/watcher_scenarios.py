@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -131,6 +132,20 @@ async def mail_that_comes_while_room_appears(directory: Path) -> None:
             await until(lambda: witness.reports == expected)
 
 
+async def removed_without_room(directory: Path) -> None:
+    """A mailbox that is gone isn't waited for when there is room again."""
+    mailboxes = [make_maildir(directory / str(number)) for number in range(4)]
+    allow_watches(5)
+    async with watching(mailboxes) as (watcher, witness):
+        for mailbox in mailboxes[:3]:  # there is room for one cur/
+            shutil.rmtree(mailbox)
+        await until(lambda: watcher.status().missing == 3)
+        allow_watches(100)
+        await until(lambda: "all mailboxes are watched again" in witness.lines)
+        deliver_by_rename(mailboxes[3])
+        await witness.reported(mailboxes[3])
+
+
 async def unmounted(directory: Path) -> None:
     """The mailbox is missing, and what came before it is mounted again is found."""
     mount = directory / "mount"
@@ -252,6 +267,7 @@ SCENARIOS: dict[str, Callable[[Path], Coroutine[Any, Any, None]]] = {
         room_for_one_directory_each,
         room_for_some_mailboxes,
         mail_that_comes_while_room_appears,
+        removed_without_room,
         unmounted,
         unreadable,
         remote,
