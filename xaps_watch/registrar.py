@@ -132,12 +132,12 @@ class Registrar:
         """Open the registry, made if it isn't there; a damaged one is moved aside. Raises RegistryError."""
         for attempt in range(CORRUPT_TRIES):
             try:
-                await self._in_thread(self._reopen)
+                await self._reopen()
                 break
             except RegistryCorruptError as error:
                 self._tell(error)
                 if attempt == CORRUPT_TRIES - 1:
-                    await self._in_thread(self._move_aside)
+                    await self._move_aside()
                 else:
                     await asyncio.sleep(1.0)
         self.trouble = None
@@ -172,7 +172,7 @@ class Registrar:
         """Read what others wrote, write down what is to be written. Trouble with the file is told, once, and kept."""
         try:
             if self._open is None or self._open.store.replaced():
-                await self._in_thread(self._reopen)
+                await self._reopen()
                 log.warning("registry opened anew %s", fields(path=self.path))
             await self._read()  # first: it works also while another holds the lock, or the disk is full
             if self._urgent or self._monotonic() >= self._next_write:
@@ -193,7 +193,7 @@ class Registrar:
             self._tell(error)
             return
         try:
-            await self._in_thread(self._move_aside)
+            await self._move_aside()
         except RegistryError as hindrance:  # the disk is full, or was made read-only
             self._tell(hindrance)
 
@@ -233,6 +233,27 @@ class Registrar:
             log.error("registry can't be used, what is to be read or written there waits %s", fields(error=error))
             self.trouble = str(error)
 
+    # --- opening it --------------------------------------------------------------------------------------------------
+
+    async def _reopen(self) -> None:
+        await self._shut()
+        await self._in_thread(self._open_anew)
+
+    async def _move_aside(self) -> None:
+        """Keep the damaged file for the admin, and begin a new one: the phones register again within a day."""
+        await self._shut()
+        await self._in_thread(self._move_damaged)
+        await self._in_thread(self._open_anew)
+
+    async def _shut(self) -> None:
+        """Close each connection in the thread that uses it: to close one that is being asked ends the process."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            with suppress(RegistryError):
+                opened.lookup.close()
+            with suppress(RegistryError):
+                await self._in_thread(opened.store.close)
+
     # --- in the thread -----------------------------------------------------------------------------------------------
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
@@ -243,10 +264,7 @@ class Registrar:
             raise RegistryError(f"{self.path}: not open")
         return self._open.store
 
-    def _reopen(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+    def _open_anew(self) -> None:
         if registry.create(self.path):
             log.info("registry created %s", fields(path=self.path))
         store = Registry(self.path, busy_timeout=LOCK_TIMEOUT)
@@ -270,13 +288,8 @@ class Registrar:
         lately, self._lately = self._lately, set(registrations)
         return [registered for registered in registrations if registered not in lately]
 
-    def _move_aside(self) -> None:
-        """Keep the damaged file for the admin, and begin a new one: the phones register again within a day."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+    def _move_damaged(self) -> None:
         kept = registry.move_aside(self.path, datetime.now(timezone.utc))
         log.critical(
             "registry was damaged and moved aside; phones register again within a day %s", fields(kept=kept)
         )
-        self._reopen()

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -187,6 +187,23 @@ async def test_a_locked_registry_does_not_hold_up_the_stop(
         other.execute("BEGIN IMMEDIATE")
         await asyncio.wait_for(opened.close(), 5 * LOCK_TIMEOUT)
     assert "registry could not be written before the stop" in caplog.text
+
+
+async def test_questions_while_the_registry_is_opened_anew(registrar: Registrar, path: Path) -> None:
+    """They are answered, or told that it isn't open; a connection closed under one would end the process."""
+    register(path, 1)
+    answered = 0
+    for number in range(50):
+        copy = path.with_name(f"copy{number}")
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        copy.replace(path)
+        step = asyncio.create_task(registrar.step())
+        while not step.done():
+            with suppress(RegistryError):
+                answered += len(registrar.subscribers("/vmail/1"))
+            await asyncio.sleep(0)
+    assert answered > 0
 
 
 STALE: dict[str, Callable[[Path], object]] = {
