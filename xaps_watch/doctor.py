@@ -62,6 +62,7 @@ class Case:
     credentials: Credentials | None
     paths: Collection[str]  # the registered mailboxes; none where the registry can't be read, which is a finding itself
     offline: bool
+    filesystems: mounts.Filesystems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +99,7 @@ def examine(path: Path, *, offline: bool = False) -> Iterator[Finding]:
         yield Finding("credentials", FAILURE, str(error), f"sudoedit {path}")
     except CredentialsError as error:
         yield Finding("credentials", FAILURE, str(error), _permission_mend(config) or f"sudoedit {path}")
-    case = Case(config, loaded, _registered(config), offline)
+    case = Case(config, loaded, _registered(config), offline, mounts.Filesystems(mounts.parse(MOUNTS.read_text())))
     for examination in EXAMINATIONS:
         yield from examination(case)
 
@@ -188,7 +189,7 @@ def _registry(case: Case) -> Iterator[Finding]:
     elif published_topic(path) != topic:
         said = f"{topic_file(path)} doesn't hold the topic {topic}, so Dovecot announces no push, or in vain"
         yield Finding("registry", FAILURE, said, "sudo systemctl restart xaps-watch")
-    kind = mounts.filesystem_of(str(path.parent), mounts.parse(MOUNTS.read_text()))
+    kind = case.filesystems.at(str(path.parent))
     if mounts.is_remote(kind):
         mend = "name a file on a local file system: path in [registry], and xaps_registry in Dovecot's configuration"
         yield Finding("registry", FAILURE, f"{path} is on {kind}, over which SQLite's WAL mode does not work", mend)
@@ -222,18 +223,14 @@ def _group(path: Path) -> str:
 def _mailboxes(case: Case) -> Iterator[Finding]:
     gone, closed = [], []
     kinds: Counter[str] = Counter()
-    by_device: dict[int, str] = {}
-    table = mounts.parse(MOUNTS.read_text())
     for path in sorted(case.paths):
         try:
-            device = Path(path).stat().st_dev
-            if device not in by_device:
-                by_device[device] = mounts.filesystem_of(path, table)
+            kind = case.filesystems.at(path)
         except OSError:
             gone.append(path)
             continue
         if os.access(f"{path}/new", os.R_OK | os.X_OK):
-            kinds[by_device[device]] += 1
+            kinds[kind] += 1
         else:
             closed.append(path)
     yield from _out_of_reach(gone, closed)

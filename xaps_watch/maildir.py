@@ -268,8 +268,13 @@ class EventReader:
         return gone
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether `linked` may have something to tell."""
+        return bool(self._undecided)
+
+    @property
     def undecided_until(self) -> float | None:
-        """When `linked` may have something to tell."""
+        """When `linked` may have something to tell next; None if never."""
         return min((file.due for file in self._undecided.values()), default=None)
 
     def linked(self, drained_at: float) -> set[int]:
@@ -278,9 +283,7 @@ class EventReader:
         mail = {wd for (wd, _), file in due if file.has_bytes}
         for key, file in due:
             del self._undecided[key]
-            if key[0] in mail:
-                self._keep_names([key])
-            elif self._is_mail(*key, file.since, drained_at):
+            if key[0] in mail or self._is_mail(*key, file.since, drained_at):
                 mail.add(key[0])
                 self._keep_names([key])
         return mail

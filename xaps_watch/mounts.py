@@ -43,6 +43,30 @@ def parse(text: str) -> dict[int, Mount]:
     return mounts
 
 
+class Filesystems:
+    """The types of the filesystems that directories are on, by what parse() has read."""
+
+    def __init__(self, mounts: Mapping[int, Mount]) -> None:
+        self._mounts = mounts
+        self._by_device: dict[int, str] = {}
+
+    def of(self, directory: int, device: int) -> str:
+        """That of the open directory; `device` is its st_dev, each of which is looked up once. For any thread."""
+        name = self._by_device.get(device)
+        if name is None:
+            mount = self._mounts.get(_mount_id(directory))
+            name = self._by_device[device] = mount.filesystem if mount is not None else "unknown"
+        return name
+
+    def at(self, path: str) -> str:
+        """That of the directory with this path. Raises OSError."""
+        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self.of(directory, os.fstat(directory).st_dev)
+        finally:
+            os.close(directory)
+
+
 class MountTable:
     """What is mounted now. `fileno()` becomes readable when that has changed: `changes()` tells where."""
 
@@ -56,7 +80,7 @@ class MountTable:
     def _read(self) -> None:
         self._file.seek(0)
         self._mounts = parse(os.fsdecode(self._file.read()))
-        self._by_device: dict[int, str] = {}
+        self._filesystems = Filesystems(self._mounts)
         remote = {mount.point for mount in self._mounts.values() if is_remote(mount.filesystem)}
         self._remote = sorted(remote, key=len, reverse=True)
 
@@ -76,12 +100,7 @@ class MountTable:
 
     def filesystem(self, directory: int, device: int) -> str:
         """The type of the filesystem that the open directory is on; `device` is its st_dev. For any thread."""
-        known = self._by_device
-        name = known.get(device)
-        if name is None:
-            mount = self._mounts.get(_mount_id(directory))
-            name = known[device] = mount.filesystem if mount is not None else "unknown"
-        return name
+        return self._filesystems.of(directory, device)
 
     def server(self, path: str) -> str:
         """The mount point of the remote filesystem that `path` seems to be on, by its name; "" if it is none."""
@@ -89,16 +108,6 @@ class MountTable:
             if path.startswith(point) and path[len(point) : len(point) + 1] in ("", "/"):
                 return point
         return ""
-
-
-def filesystem_of(path: str, mounts: Mapping[int, Mount]) -> str:
-    """The type of the filesystem that a directory is on, by what parse() has read. Raises OSError."""
-    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        mount = mounts.get(_mount_id(directory))
-    finally:
-        os.close(directory)
-    return mount.filesystem if mount is not None else "unknown"
 
 
 def _mount_id(directory: int) -> int:

@@ -54,11 +54,6 @@ class _Open:
     lookup: Registry
     store: Registry
 
-    def close(self) -> None:
-        for connection in (self.lookup, self.store):
-            with suppress(RegistryError):
-                connection.close()
-
 
 class Registrar:
     """The service's side of the registry."""
@@ -152,10 +147,9 @@ class Registrar:
             await self._write()
         except RegistryError as error:
             log.error("registry could not be written before the stop %s", fields(error=error))
-        self._thread.shutdown()  # a start that was given up may still be opening it
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        await self._in_thread(lambda: None)  # a start that was given up may still be opening it
+        await self._shut()
+        self._thread.shutdown()
 
     async def wait(self, seconds: float) -> None:
         """Until somebody wrote to the registry or there is something urgent to write; at most so long."""

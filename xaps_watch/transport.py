@@ -130,12 +130,14 @@ class PushTransport(httpx.AsyncBaseTransport):
 
         A failure is told to nobody: the first request will meet with it."""
         self._origin = url.host, url.port or 443
-        if self._connection is None and self._connecting is None and not self._closed:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect(patience))
+        self._begin_to_connect(patience)
 
     def _connect_if_needed(self) -> None:
-        if self._waiting and self._connection is None and self._connecting is None and not self._closed:
-            patience = self._waiting[0].patience("connect")
+        if self._waiting:
+            self._begin_to_connect(self._waiting[0].patience("connect"))
+
+    def _begin_to_connect(self, patience: float) -> None:
+        if self._connection is None and self._connecting is None and not self._closed:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(patience))
 
     async def _connect(self, patience: float) -> None:

@@ -355,17 +355,20 @@ class Watcher:
         self._report(batch.mail, batch.changed)
         if self._inotify.is_last(data):
             self._drained_at = before  # all that came before this read was in it
-        if self._reader.undecided_until is not None:
+        if self._reader.is_undecided:
             self._report_linked()
 
     def _report(self, mail: Iterable[int], changed: Iterable[int] = ()) -> None:
         paths = {mailbox.path for wd in mail for mailbox in self._at(wd)}
-        if self._on_change is not None:
-            changes = {mailbox.path for wd in changed for mailbox in self._at(wd)} - paths
-            if changes:
-                self._on_change(changes)  # first, so that the push for the mail takes them along
-        if paths:
-            self._on_delivery(paths)
+        changes = {mailbox.path for wd in changed for mailbox in self._at(wd)} if self._on_change is not None else set()
+        self._hand_on(paths, changes - paths)
+
+    def _hand_on(self, mail: Collection[str], changed: Collection[str]) -> None:
+        """Changes first, so that the push for the mail takes them along."""
+        if changed and self._on_change is not None:
+            self._on_change(changed)
+        if mail:
+            self._on_delivery(mail)
 
     def _report_linked(self) -> None:
         """Report the files that were linked, for all that the kernel told by now."""
@@ -569,10 +572,7 @@ class Watcher:
                 self._on_absent(mailbox, since, answer)
         if self._closed:
             return
-        if changed and self._on_change is not None:
-            self._on_change(changed)
-        if mail:
-            self._on_delivery(mail)
+        self._hand_on(mail, changed)
         self._pump_soon()
 
     # A directory was found
