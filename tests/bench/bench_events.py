@@ -51,11 +51,16 @@ def clear(mailboxes: list[Path]) -> None:
             message.unlink()
 
 
-def by_read(mailboxes: list[Path]) -> float:
-    """Seconds of CPU for all deliveries; so are the others' figures."""
+def watching(mailboxes: list[Path]) -> pyinotify.WatchManager:
     manager = pyinotify.WatchManager()
     for mailbox in mailboxes:
         manager.add_watch(str(mailbox / "new"), pyinotify.IN_MOVED_TO)
+    return manager
+
+
+def by_read(mailboxes: list[Path]) -> float:
+    """Seconds of CPU for all deliveries; so are the others' figures."""
+    manager = watching(mailboxes)
     os.set_blocking(manager.get_fd(), False)
     deliver(mailboxes)
     began = time.process_time()
@@ -68,9 +73,7 @@ def by_read(mailboxes: list[Path]) -> float:
 
 
 def by_notifier(mailboxes: list[Path]) -> float:
-    manager = pyinotify.WatchManager()
-    for mailbox in mailboxes:
-        manager.add_watch(str(mailbox / "new"), pyinotify.IN_MOVED_TO)
+    manager = watching(mailboxes)
     notifier = pyinotify.Notifier(manager, lambda event: None)
     deliver(mailboxes)
     began = time.process_time()

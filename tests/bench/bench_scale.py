@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.bench.report import Report, curves
-from tests.support.daemon import DaemonProcess, Site
+from tests.support.daemon import DaemonProcess, Site, rss_of
 from tests.support.maildirs import deliver_by_rename, make_maildir
 from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
@@ -56,7 +56,7 @@ async def measure(mailboxes: int, idle: float) -> Row:
             site.configure(simulator.url)
             daemon = DaemonProcess(site.config_file)
             ready = await _start(daemon)
-            rss = _rss(daemon.pid)
+            rss = rss_of(daemon.pid)
             used = await _idle(daemon.pid, idle)
             registered = await _register(simulator, site, Path(name) / "late")
             recovered = await _overflow(simulator, daemon, Path(name) / "late", inboxes)
@@ -166,11 +166,6 @@ async def _pushed(simulator: Simulator, tokens: set[str], since: float) -> None:
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def run(directory: Path, *, quick: bool) -> Report:

@@ -22,13 +22,12 @@ class Report:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str = ""
     plots: Mapping[str, str] = field(default_factory=dict)  # SVG, by file name without its ending
 
     def markdown(self) -> str:
         lines = [f"**{self.title}**", "", _row(self.head), _row(["---", *["---:"] * (len(self.head) - 1)])]
         lines += [_row(row) for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else [])])
+        return "\n".join(lines)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -67,7 +66,7 @@ def bars(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> st
 
 
 def curves(title: str, x_label: str, xs: Sequence[float], series: Mapping[str, Sequence[float]]) -> str:
-    """Lines over a logarithmic x, each on its own scale from 0 to its last value, which is named."""
+    """Lines on one scale, both axes logarithmic; the last value of each is named."""
     height, parts = 220, []
     first, last = log10(xs[0]), log10(xs[-1])
     at = [LEFT / 3 + (log10(x) - first) / (last - first) * (WIDTH - LEFT - 120) for x in xs]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.world import World
+from tests.support.daemon import rss_of
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,3 @@ async def run(directory: Path, seed: int, *, seconds: float = 0.0, deliveries: i
             seed, time.monotonic() - started, faults, ledger.deliveries, ledger.pushes, ledger.needless,
             statistics.median(ledger.waits), max(ledger.waits), (rss, rss_of(world.daemon.pid)),
         )  # fmt: skip
-
-
-def rss_of(pid: int) -> int:
-    """Resident memory of a process, KiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("the daemon has ended")

@@ -15,8 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.faults.ledger import Ledger
-from tests.faults.schedule import rss_of
-from tests.support.daemon import DaemonProcess, Site
+from tests.support.daemon import DaemonProcess, Site, rss_of
 from tests.support.maildirs import deliver_by_link, deliver_by_rename, read_all
 from tests.support.values import device_token
 from xaps_watch.simulator import Answer, Received

@@ -156,6 +156,11 @@ def _config(old: str, new: str) -> Callable[[Installation], None]:
     return lambda i: i.replace(i.site.config_file, old, new)
 
 
+def _plugin(old: str, new: str, said: str) -> Sabotage:
+    """A setting of Dovecot's, and its mend: as it was."""
+    return Sabotage(_setting(old, new), "plugin", said, _setting(new, old))
+
+
 GROUP = "mail_access_groups = root"
 _ANOTHER_KEY = ("[apns]\n", '[apns]\nkey = "certificates/other.key"\n')
 _ANOTHER_TOPIC = ("[apns]\n", '[apns]\ntopic = "com.apple.mobilemail.push.org.other"\n')
@@ -272,29 +277,17 @@ SABOTAGES = {
         lambda i: i.registry_module.rename(i.bin / "module"), "plugin", "registry.so: No such file or directory",
         lambda i: (i.bin / "module").rename(i.registry_module),
     ),
-    "the plugin is not loaded": Sabotage(
-        _setting("quota imap_xaps", "quota"), "plugin", "is not in mail_plugins of protocol imap",
-        _setting("mail_plugins = quota", "mail_plugins = quota imap_xaps"),
+    "the plugin is not loaded": _plugin(
+        "mail_plugins = quota imap_xaps", "mail_plugins = quota", "is not in mail_plugins of protocol imap"
     ),
-    "imap processes lack the group": Sabotage(
-        _setting(GROUP, "mail_access_groups = mail"), "plugin", "lacks mail_access_groups = root",
-        _setting("mail_access_groups = mail", GROUP),
+    "imap processes lack the group": _plugin(GROUP, "mail_access_groups = mail", f"lacks {GROUP}"),
+    "an explicit capability": _plugin(
+        "imap_capability =", "imap_capability = IMAP4rev1 IDLE", "imap_capability is set"
     ),
-    "an explicit capability": Sabotage(
-        _setting("imap_capability =", "imap_capability = IMAP4rev1 IDLE"), "plugin", "imap_capability is set",
-        _setting("imap_capability = IMAP4rev1 IDLE", "imap_capability ="),
-    ),
-    "a chroot": Sabotage(
-        _setting("mail_chroot =", "mail_chroot = /srv"), "plugin", "mail_chroot hides the registry",
-        _setting("mail_chroot = /srv", "mail_chroot ="),
-    ),
-    "a chroot of the service": Sabotage(
-        _setting("imap/chroot =", "imap/chroot = /srv"), "plugin", "service imap chroot hides the registry",
-        _setting("imap/chroot = /srv", "imap/chroot ="),
-    ),
-    "Dovecot has another registry": Sabotage(
-        _setting("registry.sqlite3", "other.sqlite3"), "plugin", "other.sqlite3, but path in [registry] is",
-        _setting("other.sqlite3", "registry.sqlite3"),
+    "a chroot": _plugin("mail_chroot =", "mail_chroot = /srv", "mail_chroot hides the registry"),
+    "a chroot of the service": _plugin("imap/chroot =", "imap/chroot = /srv", "service imap chroot hides the registry"),
+    "Dovecot has another registry": _plugin(
+        "registry.sqlite3", "other.sqlite3", "other.sqlite3, but path in [registry] is"
     ),
 }  # fmt: skip
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sqlite3
 import time
 import tracemalloc
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -113,9 +111,8 @@ class Outage:
 
     def noted(self) -> float:
         """caught_up_to as a restart after a crash would find it: unix time."""
-        with closing(sqlite3.connect(self._site.registry_file)) as book:
-            ((value,),) = book.execute("SELECT value FROM setting WHERE name = 'caught_up_to'").fetchall()
-        return int(value) / 1000
+        with Registry(self._site.registry_file) as book:
+            return int(book.settings()["caught_up_to"]) / 1000
 
 
 def register_all(site: Site, root: Path) -> list[Path]:

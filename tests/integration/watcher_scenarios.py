@@ -85,11 +85,20 @@ def allow_watches(count: int) -> None:
     Path("/proc/sys/user/max_inotify_watches").write_text(str(count))
 
 
+@asynccontextmanager
+async def crowded(
+    directory: Path, *, mailboxes: int, watches: int
+) -> AsyncIterator[tuple[list[Path], Watcher, Witness]]:
+    """So many mailboxes, and room for so few watches."""
+    paths = [make_maildir(directory / str(number)) for number in range(mailboxes)]
+    allow_watches(watches)
+    async with watching(paths) as (watcher, witness):
+        yield paths, watcher, witness
+
+
 async def room_for_one_directory_each(directory: Path) -> None:
     """cur/ is given up first."""
-    mailboxes = [make_maildir(directory / str(number)) for number in range(10)]
-    allow_watches(12)
-    async with watching(mailboxes) as (watcher, witness):
+    async with crowded(directory, mailboxes=10, watches=12) as (mailboxes, watcher, witness):
         assert (watcher.status().watched, watcher.status().polled) == (10, 0)
         assert "sysctl=fs.inotify.max_user_watches" in witness.line("no room for more watches")
         for mailbox in mailboxes:
@@ -99,9 +108,7 @@ async def room_for_one_directory_each(directory: Path) -> None:
 
 async def room_for_some_mailboxes(directory: Path) -> None:
     """The rest is polled, and watched as soon as there is room."""
-    mailboxes = [make_maildir(directory / str(number)) for number in range(10)]
-    allow_watches(6)
-    async with watching(mailboxes) as (watcher, witness):
+    async with crowded(directory, mailboxes=10, watches=6) as (mailboxes, watcher, witness):
         status = watcher.status()
         assert (status.watched, status.polled, status.polled_why) == (6, 4, {"limit": 4}), status
         assert "mend=" in witness.line("no room for more watches")
@@ -122,9 +129,7 @@ async def room_for_some_mailboxes(directory: Path) -> None:
 
 async def mail_that_comes_while_room_appears(directory: Path) -> None:
     """Not lost, and not told twice."""
-    mailboxes = [make_maildir(directory / str(number)) for number in range(10)]
-    allow_watches(6)
-    async with watching(mailboxes) as (watcher, witness):
+    async with crowded(directory, mailboxes=10, watches=6) as (mailboxes, watcher, witness):
         allow_watches(100)
         expected: Counter[str] = Counter()
         while watcher.status().polled:
@@ -136,9 +141,7 @@ async def mail_that_comes_while_room_appears(directory: Path) -> None:
 
 async def removed_without_room(directory: Path) -> None:
     """A mailbox that is gone isn't waited for when there is room again."""
-    mailboxes = [make_maildir(directory / str(number)) for number in range(4)]
-    allow_watches(5)
-    async with watching(mailboxes) as (watcher, witness):
+    async with crowded(directory, mailboxes=4, watches=5) as (mailboxes, watcher, witness):
         for mailbox in mailboxes[:3]:  # there is room for one cur/
             shutil.rmtree(mailbox)
         await until(lambda: watcher.status().missing == 3)

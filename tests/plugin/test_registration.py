@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.daemon import rss_of
 from tests.support.dovecot import Dovecot, User, is_24
 from tests.support.phone import DEVICE_TOKEN, FORMS, mailbox_hash
 from tests.support.values import ACCOUNT_ID, TOPIC
@@ -314,8 +315,7 @@ def test_a_session_does_not_grow_with_its_commands(plain_plugin: Path) -> None:
             for _ in range(rounds):
                 assert [phone.command(request).status for request in requests] == ["OK", "NO", "BAD"]
             (imap,) = dovecot.imap_processes()
-            status = Path(f"/proc/{imap}/status").read_text()
-            return int(status.partition("VmRSS:")[2].split()[0])
+            return rss_of(imap)
 
         before = kilobytes_after(200)
         assert kilobytes_after(400) - before < 48  # 40 bytes lost a command would be seen

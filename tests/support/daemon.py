@@ -89,6 +89,14 @@ def _toml(value: object) -> str:
     return str(value) if isinstance(value, (int, float)) else f'"{value}"'
 
 
+def rss_of(pid: int) -> int:
+    """Resident memory of a process, KiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError(f"process {pid} has ended")
+
+
 class DaemonProcess:
     """``xaps-watch run``: started on entering, stopped by SIGTERM on leaving, which must be clean."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,7 @@ class Watched:
 
     async def waiting(self, count: int, timeout: float = 20) -> None:
         """Wait until pushes to `count` phones are due later. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout
-        while (pending := (await asyncio.to_thread(ask, self.site.status_socket))["pending"]) != count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{count} phones are to wait for a push, but {pending} do")
-            await asyncio.sleep(0.02)
+        await self._until(lambda status: status["pending"], count, timeout)
 
     def _phone(self, user: str, mailboxes: Iterable[str]) -> str:
         """The token of the user's phone, which from now on knows these mailboxes."""
@@ -76,14 +72,15 @@ class Watched:
         """Wait until all registered mailboxes that there are on disk are watched. Raises TimeoutError."""
         with Registry(self.site.registry_file) as book:
             paths = [Path(path) for path in book.paths()]
-        missing = sum(not (path / "new").is_dir() for path in paths)
+        wanted = {"mailboxes": len(paths), "missing": sum(not (path / "new").is_dir() for path in paths), "waiting": 0}
+        await self._until(lambda status: {key: status["watcher"][key] for key in wanted}, wanted, timeout)
+
+    async def _until(self, look: Callable[[dict[str, Any]], object], wanted: object, timeout: float) -> None:
+        """Wait until this is what the service's status shows. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
-        while True:
-            watcher = (await asyncio.to_thread(ask, self.site.status_socket))["watcher"]
-            if (watcher["mailboxes"], watcher["missing"], watcher["waiting"]) == (len(paths), missing, 0):
-                return
+        while (seen := look(await asyncio.to_thread(ask, self.site.status_socket))) != wanted:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(paths)} mailboxes, {missing} of them missing, but the service has {watcher}")
+                raise TimeoutError(f"{wanted} expected in the status, {seen} seen")
             await asyncio.sleep(0.02)
 
     async def __aenter__(self) -> Watched:
