@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # For how long a mailbox that can't be looked into holds caught_up_to back. Phones renew every 23 hours, and no longer
@@ -18,8 +18,6 @@ class _Absentee:
     holds: bool
     delay: float
     due: float
-    parent: int = 0  # watch descriptor of the directory in which it is expected
-    component: bytes = b""
 
 
 class Absentees:
@@ -30,7 +28,6 @@ class Absentees:
         self._first, self._last, self._each = first, last, each
         self._absentees: dict[str, _Absentee] = {}
         self._heap: list[tuple[float, str]] = []  # what an absentee's own `due` contradicts is passed over
-        self._expected: dict[int, set[str]] = {}  # at which directory
 
     def __len__(self) -> int:
         return len(self._absentees)
@@ -62,47 +59,7 @@ class Absentees:
 
     def remove(self, path: str) -> None:
         """It is back, or no longer wanted."""
-        if self._absentees.get(path):
-            self.expect(path, 0, b"")
-            del self._absentees[path]
-
-    def expect(self, path: str, parent: int, component: bytes) -> bool:
-        """`component` of it is missing in the directory watched as `parent` (0: none); whether that is new."""
-        absentee = self._absentees[path]
-        if (absentee.parent, absentee.component) == (parent, component):
-            return False
-        if absentee.parent:
-            self._expected[absentee.parent].discard(path)
-        if parent:
-            self._expected.setdefault(parent, set()).add(path)
-        absentee.parent, absentee.component = parent, component
-        return True
-
-    def idle_parents(self) -> list[int]:
-        """Watch descriptors at which nothing is expected any more; they are forgotten here."""
-        idle = [parent for parent, paths in self._expected.items() if not paths]
-        for parent in idle:
-            del self._expected[parent]
-        return idle
-
-    def is_parent(self, wd: int) -> bool:
-        return wd in self._expected
-
-    def appeared(self, events: Iterable[tuple[int, bytes]]) -> list[str]:
-        """Whom these names, in these directories, bring nearer."""
-        return [
-            path
-            for parent, name in events
-            for path in self._expected.get(parent, ())
-            if self._absentees[path].component == name
-        ]
-
-    def parent_gone(self, wd: int) -> list[str]:
-        """The kernel dropped the watch."""
-        paths = list(self._expected.pop(wd, ()))
-        for path in paths:
-            self._absentees[path].parent = 0
-        return paths
+        self._absentees.pop(path, None)
 
     def below(self, is_below: Callable[[str], bool]) -> list[str]:
         return [path for path in self._absentees if is_below(path)]

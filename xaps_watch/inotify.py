@@ -1,12 +1,12 @@
-"""inotify through pyinotify: the one place that knows pyinotify's WatchManager and its ways.
+"""inotify through pyinotify's binding of the system calls.
 
-Its Notifier isn't used: it takes about 30 µs an event, the whole queue in one callback, and loses a batch on one file
-name that isn't UTF-8. The manager's descriptor is read here instead, as much at a time as the loop can bear.
+Its WatchManager and Notifier aren't used. The one takes 20 µs and 250 bytes a watch for a table that nobody reads, the
+other 15 µs an event, the whole queue in one callback, and it loses a batch on one file name that isn't UTF-8. The
+descriptor is read here instead, as much at a time as the loop can bear.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -18,8 +18,6 @@ import pyinotify
 
 from xaps_watch.maildir import LARGEST_EVENT
 from xaps_watch.model import XapsError
-
-pyinotify.log.disabled = True  # it prints each failure; whoever gets the OSError knows better what it means
 
 READ_SIZE = 64 * 1024  # about 800 events, 1 ms of work
 
@@ -37,17 +35,18 @@ class Inotify:
         """Raises WatchError."""
         if not Path("/proc/self/fd").is_dir():
             raise WatchError("/proc is not mounted: directories are watched through /proc/self/fd")
-        try:
-            self._manager = pyinotify.WatchManager()
-        except (OSError, pyinotify.InotifyBindingNotFoundError) as error:
-            if ctypes.get_errno() == errno.EMFILE:
+        self._calls = pyinotify.INotifyWrapper.create()
+        if self._calls is None:
+            raise WatchError("inotify can't be used: the C library has no inotify_init()")
+        self._fd: int = self._calls.inotify_init()
+        if self._fd < 0:
+            if self._calls.get_errno() == errno.EMFILE:
                 limit = sysctl("max_user_instances")
                 raise WatchError(
                     f"inotify: this user has opened all its instances (fs.inotify.max_user_instances = {limit}) or "
                     f"files (ulimit -n); mend: sysctl -w fs.inotify.max_user_instances={2 * (limit or 128)}"
-                ) from error
-            raise WatchError(f"inotify can't be used: {error}") from error
-        self._fd: int = self._manager.get_fd()
+                )
+            raise WatchError(f"inotify can't be used: {self._error()}")
         os.set_blocking(self._fd, False)
         os.set_inheritable(self._fd, False)
 
@@ -55,22 +54,22 @@ class Inotify:
         return self._fd
 
     def close(self) -> None:
-        self._manager.close()
+        os.close(self._fd)
+
+    def _error(self) -> OSError:
+        number = self._calls.get_errno()
+        return OSError(number, os.strerror(number))
 
     def add(self, directory: int, mask: int) -> int:
         """Watch the open directory; the watch descriptor. One that is watched already keeps its own. Raises OSError."""
-        name = f"/proc/self/fd/{directory}"  # pyinotify can't take names that aren't UTF-8
-        try:
-            wd: int = self._manager.add_watch(name, mask, quiet=False)[name]
-        except pyinotify.WatchManagerError as error:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number)) from error
-        self._manager.del_watch(wd)  # from pyinotify's own table only: 250 bytes each that nobody would read
+        wd: int = self._calls.inotify_add_watch(self._fd, f"/proc/self/fd/{directory}", mask)
+        if wd < 0:
+            raise self._error()
         return wd
 
     def remove(self, wd: int) -> None:
         """Take the watch away; not an error when the kernel has done so already."""
-        self._manager.rm_watch(wd)
+        self._calls.inotify_rm_watch(self._fd, wd)
 
     def read(self) -> bytes:
         """Some whole events, or nothing when there is none. The queue was emptied if `is_last` says so."""

@@ -26,6 +26,8 @@ NOTHING = float("inf")  # as `since`: only see whether the directory is still th
 SLACK = 2.0
 REMOTE_SLACK = 120.0  # a file server goes by its own clock
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
 _BASE = re.compile(rb"[^,:;!]*")
 
 
@@ -70,19 +72,21 @@ _SAME = Same()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """It is another directory, or the first one. `new` and `cur` are descriptors (O_PATH) that the receiver closes."""
+    """It is another directory, or the first one. The descriptors (O_PATH) are closed by the receiver."""
 
     new: int
     cur: int  # -1 if there is none
+    parent: int  # the directory that the mailbox lies in; -1 if it can't be opened, or tells nothing
+    component: bytes  # what leads to it there
     device: int
     inode: int
     filesystem: str
     brought_mail: bool  # it replaces another directory, and isn't empty
 
     def close(self) -> None:
-        os.close(self.new)
-        if self.cur >= 0:
-            os.close(self.cur)
+        for descriptor in (self.new, self.cur, self.parent):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +172,20 @@ def _has_bytes(status: os.stat_result) -> bool:
 
 
 def _open(request: Request, mailbox: bytes, mounts: MountTable) -> Found:
-    new = os.open(mailbox + b"/new", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    new = os.open(mailbox + b"/new", _DIRECTORY)
     try:
         status = os.fstat(new)
         filesystem = mounts.filesystem(new, status.st_dev)
         if is_remote(filesystem):
             # Have the server's answer in the cache: inotify_add_watch(2) will ask for it in the loop.
             os.access(f"/proc/self/fd/{new}", os.R_OK, effective_ids=True)
+        parent, component = os.path.split(mailbox)
         replaces = request.formerly not in (0, status.st_ino)
         return Found(
             new,
-            _open_cur(mailbox),
+            _open_if_there(mailbox + b"/cur"),
+            -1 if is_remote(filesystem) else _open_if_there(parent),
+            component,
             status.st_dev,
             status.st_ino,
             filesystem,
@@ -189,9 +196,9 @@ def _open(request: Request, mailbox: bytes, mounts: MountTable) -> Found:
         raise
 
 
-def _open_cur(mailbox: bytes) -> int:
+def _open_if_there(directory: bytes) -> int:
     try:
-        return os.open(mailbox + b"/cur", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(directory, _DIRECTORY)
     except OSError:
         return -1
 
@@ -204,7 +211,7 @@ def _absent(path: str, error: int) -> Absent:
     missing = os.fsencode(path) + b"/new"
     while (parent := os.path.dirname(missing)) not in (missing, b""):
         try:
-            descriptor = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(parent, _DIRECTORY)
         except OSError:
             missing = parent
         else:

@@ -32,7 +32,7 @@ IN_ISDIR = 0x40000000
 # IN_OPEN only in new/, where few but the writers open anything: in cur/ it would come with each mail that is read.
 CUR_MASK = IN_CREATE | IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR
 NEW_MASK = CUR_MASK | IN_OPEN
-PARENT_MASK = IN_CREATE | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR | IN_MASK_ADD
+PARENT_MASK = IN_CREATE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF | IN_ONLYDIR | IN_MASK_ADD
 
 EVENT_HEADER = struct.Struct("iIII")  # wd, mask, cookie, length of the name with its padding
 LARGEST_EVENT = EVENT_HEADER.size + 256  # NAME_MAX + 1, as inotify pads it
@@ -146,7 +146,7 @@ class Batch:
     ignored: list[int] = field(default_factory=list)  # the kernel dropped the watch: removed or unmounted
     unmounted: set[int] = field(default_factory=set)
     moved: list[int] = field(default_factory=list)  # the watched directory itself was renamed
-    appeared: list[tuple[int, bytes]] = field(default_factory=list)  # in a directory where something is expected
+    named: list[tuple[int, bytes]] = field(default_factory=list)  # what came or went in a directory above mailboxes
     created: set[int] = field(default_factory=set)  # where a file was that may have been linked
     overflow: bool = False  # events were lost
     count: int = 0
@@ -188,7 +188,7 @@ class EventReader:
         self._particular.add(cur)
 
     def add_parent(self, wd: int) -> None:
-        """In this directory something is expected to appear; it is no part of a mailbox."""
+        """A directory above mailboxes, in which they may come and go; it is no part of one."""
         self._parents.add(wd)
         self._particular.add(wd)
 
@@ -302,8 +302,7 @@ class EventReader:
             self._about_watch(batch, wd, mask, name)
             return
         if wd in self._parents:
-            if mask & (IN_CREATE | IN_MOVED_TO):
-                batch.appeared.append((wd, name))
+            batch.named.append((wd, name))
             return
         if mask == IN_MOVED_FROM:
             self._moved_from(batch, wd, cookie, name)
@@ -343,8 +342,8 @@ class EventReader:
             batch.ignored.append(wd)
         elif mask & IN_MOVE_SELF:
             batch.moved.append(wd)
-        elif wd in self._parents and mask & (IN_CREATE | IN_MOVED_TO):
-            batch.appeared.append((wd, name))
+        elif wd in self._parents:
+            batch.named.append((wd, name))
 
     def _moved_from(self, batch: Batch, wd: int, cookie: int, name: bytes) -> None:
         if self._made(wd, name):

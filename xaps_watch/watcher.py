@@ -3,9 +3,9 @@
 Events are read and watches are placed in the event loop; whatever touches a disk is done by lookout.py in a thread,
 one for the local disks and one for each remote filesystem, so that a dead file server holds nobody else up.
 
-A folder that is renamed keeps its watch, and inotify tells nobody. Watching the directories above would tell, at the
-price of more than twice the watches and their pinned inodes. So each path is compared with what is watched from time to
-time instead: one stat(2) each, at most a thousandth of a CPU altogether.
+A folder that is renamed keeps its watch, and only the directory that it lies in tells. So that is watched, too, for all
+mailboxes in it by one watch. What happens further up, or where there is no room for that watch, is found out by
+comparing each path with what is watched from time to time: one stat(2) each, at most a thousandth of a CPU altogether.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from xaps_watch.maildir import (
 )
 from xaps_watch.mounts import MountTable, is_remote
 from xaps_watch.notices import Notices
+from xaps_watch.parents import Parents
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ _ROOM_STEP = 0.1  # seconds between two batches of watches that are taken up whe
 _RENAME_PATIENCE = 0.1  # seconds for the second half of a rename
 _STUCK = 10.0  # seconds after which a filesystem that doesn't answer is no longer waited for
 _FULL = (errno.ENOSPC, errno.ENOMEM)
-WATCHES_EACH = 2  # of a mailbox: new/ and cur/
+WATCHES_EACH = 3  # of a mailbox at most: new/, cur/ and the directory that it lies in with others
 _GONE_FOR_GOOD = -1  # as inode: the directory was removed, not only renamed or unmounted
 
 _MENDS = {
@@ -142,12 +143,14 @@ class _Polled:
 class _Mailbox:
     """What is kept for each path."""
 
-    __slots__ = ("cur_wd", "device", "inode", "path", "polled", "wd")
+    __slots__ = ("cur_wd", "device", "inode", "name", "parent", "path", "polled", "wd")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.wd = 0  # of new/; 0 while there is none
         self.cur_wd = 0
+        self.parent = 0  # watch descriptor of the directory in which it is, or where it is expected
+        self.name = b""  # what leads to it there
         self.device = 0  # of new/, as last seen
         self.inode = 0  # 0: never seen
         self.polled: _Polled | None = None
@@ -200,10 +203,11 @@ class Watcher:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._by_wd: dict[int, _Mailbox | tuple[_Mailbox, ...]] = {}
         self._reader = EventReader(self._look_at)
+        self._parents = Parents()
         self._absent = Absentees(pace.retry_first, pace.retry_last, _LOOK_COST / pace.share)
         self._polled: dict[_Mailbox, None] = {}  # in the order of their last polls
         self._retake: set[_Mailbox] = set()  # to be opened again, though the directory is the known one
-        self._lacks_cur: dict[_Mailbox, None] = {}  # for want of room
+        self._lacking: dict[_Mailbox, None] = {}  # cur/ or parent, for want of room
         self._full = False  # some mailboxes aren't watched as they should be, for want of room
         self._refused = False  # the kernel said so, and hasn't been asked again since
         self._lanes = {"": _Lane("")}
@@ -269,8 +273,9 @@ class Watcher:
             return
         for lane in self._lanes.values():
             lane.waiting.pop(mailbox, None)
-        self._no_longer_absent(path)
+        self._absent.remove(path)
         self._stop_polling(mailbox)
+        self._leave_parent(mailbox)
         self._retake.discard(mailbox)
         if mailbox.wd:
             self._detach(mailbox)
@@ -296,8 +301,8 @@ class Watcher:
     def caught_up_to(self) -> float:
         """Unix time such that every delivery before it has been reported.
 
-        Not held back for directories that may have been swapped since the last comparison: that would make each restart
-        push the last half minute again.
+        Not held back for directories that may have been swapped further up since the last comparison: that would make
+        each restart push the last half minute again.
         """
         now = self._clock.now()
         if self._inotify.is_empty():
@@ -347,8 +352,8 @@ class Watcher:
             self._on_overflow()
         if batch.ignored or batch.moved:
             self._on_directories_gone(batch)
-        for path in self._absent.appeared(batch.appeared):
-            self._look_again(path)
+        for path in self._parents.named(batch.named):
+            self._look_anew(path)
         if self._reader.awaits_renames and self._on_change is not None and self._next_rename == NOTHING:
             self._next_rename = self._monotonic() + _RENAME_PATIENCE
             self._set_timer()
@@ -403,8 +408,9 @@ class Watcher:
 
     def _on_directories_gone(self, batch: Batch) -> None:
         for wd in batch.ignored:
-            for path in self._absent.parent_gone(wd):
-                self._look_again(path)
+            for path in self._parents.pop(wd):
+                self._mailboxes[path].parent = 0
+                self._look_anew(path)
             mailboxes = self._at(wd)
             is_cur = self._reader.is_cur(wd)
             self._reader.forget(wd)
@@ -419,21 +425,21 @@ class Watcher:
                 self._by_wd.pop(wd, None)
         for wd in batch.moved:
             for mailbox in self._at(wd):
-                self._retake.add(mailbox)
-                self._enqueue(mailbox, NOTHING)
+                self._look_anew(mailbox.path)
+            if wd in self._parents:  # whatever is below, at any depth, may have gone with it
+                self._look_into_all()
 
     def _on_new_gone(self, mailbox: _Mailbox, *, for_good: bool) -> None:
         mailbox.wd = 0
         self._watched -= 1
         if mailbox.cur_wd:
             self._drop_cur(mailbox)
-        self._lacks_cur.pop(mailbox, None)
+        self._lacking.pop(mailbox, None)
         if for_good:
             mailbox.inode = _GONE_FOR_GOOD
 
     def _on_overflow(self) -> None:
         self._overflows += 1
-        self._lost_since = min(self._lost_since, self._drained_at)
         self._notices.tell(
             logging.WARNING,
             "events lost, looking into all mailboxes",
@@ -442,7 +448,13 @@ class Watcher:
             sysctl="fs.inotify.max_queued_events",
             limit=sysctl("max_queued_events"),
         )
+        self._look_into_all()
+
+    def _look_into_all(self) -> None:
+        """Events since the last that were read don't tell enough."""
+        self._lost_since = min(self._lost_since, self._drained_at)
         self._rescan_lost()
+        self._set_timer()
 
     def _rescan_lost(self) -> None:
         """Once a second at most, or a storm that goes on would be answered by looks alone."""
@@ -480,6 +492,12 @@ class Watcher:
         lane = self._lane(mailbox.path)
         lane.waiting[mailbox] = min(since, lane.waiting.get(mailbox, NOTHING), self._absent.since(mailbox.path))
         self._pump_soon()
+
+    def _look_anew(self, path: str) -> None:
+        """Another directory may be there since the last events were read."""
+        mailbox = self._mailboxes[path]
+        self._retake.add(mailbox)
+        self._enqueue(mailbox, self._drained_at)
 
     def _look_again(self, path: str) -> None:
         mailbox = self._mailboxes.get(path)
@@ -590,7 +608,7 @@ class Watcher:
             found.close()
         if mailbox.path in self._absent:
             self._notices.tell(logging.INFO, "mailbox back", mailbox.path)
-            self._no_longer_absent(mailbox.path)
+            self._absent.remove(mailbox.path)
         mailbox.device, mailbox.inode = found.device, found.inode
         why = found.filesystem if is_remote(found.filesystem) else "" if mailbox.wd else "limit"
         if why:
@@ -603,6 +621,7 @@ class Watcher:
 
     def _place(self, mailbox: _Mailbox, found: Found) -> float:
         """Place the watches, as far as there is room. When something changed there last. Raises OSError."""
+        self._lacking.pop(mailbox, None)
         wd = self._add_new(mailbox, found)
         if wd != mailbox.wd:
             if mailbox.wd:
@@ -612,11 +631,13 @@ class Watcher:
         changed = max(os.fstat(found.new).st_ctime, os.fstat(found.cur).st_ctime if found.cur >= 0 else EVERYTHING)
         if wd and found.cur >= 0 and self._add_cur(mailbox, found.cur):
             changed = max(changed, os.fstat(found.cur).st_ctime)
+        if wd and found.parent >= 0:
+            self._enter_parent(mailbox, found.parent, found.component)
         return changed
 
     def _add_new(self, mailbox: _Mailbox, found: Found) -> int:
         """0 if there is no room, or it is to be polled anyway."""
-        if self._refused and not mailbox.wd and self._reader.any_cur() is None:
+        if self._refused and not mailbox.wd and self._parents.any() is None and self._reader.any_cur() is None:
             return 0
         while True:
             try:
@@ -627,22 +648,32 @@ class Watcher:
                         return 0
                     raise
             self._on_full()
-            cur = self._reader.any_cur()
-            if cur is None:
+            if not self._give_one_up():
                 return 0
-            for other in self._at(cur):
-                self._drop_cur(other)
-                self._lacks_cur[other] = None
+
+    def _give_one_up(self) -> bool:
+        """Have one watch less, of those that aren't needed as much as that of a new/. False if there is none."""
+        parent, cur = self._parents.any(), self._reader.any_cur()
+        if parent is not None:
+            for path in self._parents.pop(parent):
+                self._mailboxes[path].parent = 0
+                self._lacking[self._mailboxes[path]] = None
+            self._remove_parent(parent)
+        elif cur is not None:
+            for mailbox in self._at(cur):
+                self._drop_cur(mailbox)
+                self._lacking[mailbox] = None
+        return parent is not None or cur is not None
 
     def _add_cur(self, mailbox: _Mailbox, directory: int) -> bool:
         if self._refused:
-            self._lacks_cur[mailbox] = None
+            self._lacking[mailbox] = None
             return False
         try:
             cur_wd = self._inotify.add(directory, CUR_MASK | self._changes)
         except OSError as error:
             if error.errno in _FULL:
-                self._lacks_cur[mailbox] = None
+                self._lacking[mailbox] = None
                 self._on_full()
             return False
         if cur_wd in self._by_wd:
@@ -651,8 +682,36 @@ class Watcher:
             self._drop_cur(mailbox)
         mailbox.cur_wd = cur_wd
         self._reader.add_cur(cur_wd, mailbox.wd)
-        self._lacks_cur.pop(mailbox, None)
         return True
+
+    def _enter_parent(self, mailbox: _Mailbox, directory: int, name: bytes) -> None:
+        """Have the open directory tell when `name`, which leads to the mailbox, comes or goes in it."""
+        try:
+            wd = self._inotify.add(directory, PARENT_MASK)
+        except OSError as error:  # then it is looked for from time to time
+            if error.errno in _FULL and mailbox.wd:
+                self._lacking[mailbox] = None
+                self._on_full()
+            return
+        if (mailbox.parent, mailbox.name) == (wd, name):
+            return
+        self._leave_parent(mailbox)
+        mailbox.parent, mailbox.name = wd, name
+        self._parents.add(wd, name, mailbox.path)
+        if wd not in self._by_wd:
+            self._reader.add_parent(wd)
+        self._enqueue(mailbox, NOTHING)  # it may have come or gone before the watch was there
+
+    def _leave_parent(self, mailbox: _Mailbox) -> None:
+        wd, mailbox.parent = mailbox.parent, 0
+        self._parents.discard(wd, mailbox.name, mailbox.path)
+        if wd and wd not in self._parents:
+            self._remove_parent(wd)
+
+    def _remove_parent(self, wd: int) -> None:
+        if wd not in self._by_wd:
+            self._reader.forget(wd)
+            self._inotify.remove(wd)
 
     def _attach(self, mailbox: _Mailbox, wd: int) -> None:
         others = self._at(wd)
@@ -673,13 +732,13 @@ class Watcher:
                 mailbox.cur_wd = 0
             else:
                 self._drop_cur(mailbox)
-        self._lacks_cur.pop(mailbox, None)
+        self._lacking.pop(mailbox, None)
         if others:
             self._by_wd[wd] = others if len(others) > 1 else others[0]
             return
         del self._by_wd[wd]
         self._reader.forget(wd)
-        if self._absent.is_parent(wd):
+        if wd in self._parents:
             self._reader.add_parent(wd)
         else:
             self._inotify.remove(wd)
@@ -698,7 +757,7 @@ class Watcher:
             return
         self._full = True
         limit = sysctl("max_user_watches") or 0
-        needed = limit + WATCHES_EACH * (len(self._mailboxes) - self._watched) + len(self._lacks_cur)
+        needed = limit + WATCHES_EACH * (len(self._mailboxes) - self._watched) + 2 * len(self._lacking)
         log.error(
             "no room for more watches, the mailboxes that have none are polled %s",
             fields(
@@ -722,7 +781,8 @@ class Watcher:
         now = self._monotonic()
         self._absent.add(mailbox.path, answer.error, since, now, holds=mailbox.inode != _GONE_FOR_GOOD)
         if answer.parent >= 0:
-            self._expect(mailbox, answer)
+            self._enter_parent(mailbox, answer.parent, answer.component)
+            answer.close()
         self._set_timer()
 
     def _tell_absent(self, path: str, answer: Absent) -> None:
@@ -733,30 +793,6 @@ class Watcher:
         self._notices.tell(
             logging.WARNING, "mailbox can't be read", path, error=what, where=answer.where or None, mend=mend
         )
-
-    def _expect(self, mailbox: _Mailbox, answer: Absent) -> None:
-        """Watch the nearest directory that exists for the name that is missing there."""
-        try:
-            wd = self._inotify.add(answer.parent, PARENT_MASK)
-        except OSError:
-            return  # no room, or not readable: it is looked for from time to time all the same
-        finally:
-            answer.close()
-        if self._absent.expect(mailbox.path, wd, answer.component):
-            if wd not in self._by_wd:
-                self._reader.add_parent(wd)
-            self._enqueue(mailbox, NOTHING)  # it may have appeared before the watch was there
-        self._drop_idle_parents()
-
-    def _no_longer_absent(self, path: str) -> None:
-        self._absent.remove(path)
-        self._drop_idle_parents()
-
-    def _drop_idle_parents(self) -> None:
-        for wd in self._absent.idle_parents():
-            if wd not in self._by_wd:
-                self._reader.forget(wd)
-                self._inotify.remove(wd)
 
     # Polling
 
@@ -842,7 +878,7 @@ class Watcher:
         del self._round[-size:]  # in place: a copy of what is left would cost more than the looks
         for mailbox in chunk:
             if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox.polled is None:
-                if not mailbox.cur_wd and mailbox not in self._lacks_cur:
+                if not mailbox.cur_wd and mailbox not in self._lacking:
                     self._retake.add(mailbox)
                 self._enqueue(mailbox, NOTHING)
         self._next_verify = now + interval * min(1.0, size / max(1, len(self._mailboxes)))
@@ -862,8 +898,8 @@ class Watcher:
     def _try_room(self, now: float) -> None:
         """See whether watches can be placed again."""
         beyond_the_limit = (mailbox for mailbox in self._polled if mailbox.polled and mailbox.polled.why == "limit")
-        without_cur = (mailbox for mailbox in self._lacks_cur if not mailbox.polled)
-        lacking = list(_first(chain(beyond_the_limit, without_cur), _LOOKS_AT_ONCE))
+        watched = (mailbox for mailbox in self._lacking if not mailbox.polled)
+        lacking = list(_first(chain(beyond_the_limit, watched), _LOOKS_AT_ONCE))
         if not lacking:
             self._full = self._refused = False
             log.info("all mailboxes are watched again")

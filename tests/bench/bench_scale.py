@@ -22,10 +22,11 @@ from tests.support.maildirs import deliver_by_rename, make_maildir
 from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.simulator import Simulator
+from xaps_watch.watcher import WATCHES_EACH
 
 SIZES = (1_000, 10_000, 100_000)
 MAILBOXES_A_DEVICE = 3
-WATCH_BYTES = 2 * 104  # of kernel memory for each mailbox, on 64 bits: new/ and cur/; their inodes come on top
+WATCH_BYTES = 104  # of kernel memory, on 64 bits; its inode comes on top
 MISSED = 50  # mailboxes that get mail while the daemon doesn't run
 DAY = 86_400_000  # ms: each phone registers once
 LATE = 10**9  # number of the device that registers late
@@ -41,6 +42,7 @@ class Row:
     ready: float  # first start
     again: float  # restart, nothing to catch up with
     rss: int
+    watches: int
     idle: float
     registered: float  # from a registration's commit to the push for the mail that came right after it
     caught_up: float  # from a restart to the last push for what came while the daemon was down
@@ -49,14 +51,14 @@ class Row:
 
 async def measure(mailboxes: int, idle: float) -> Row:
     """One size."""
-    with TemporaryDirectory(prefix="xaps-watch-scale-", dir=_MEMORY) as name, _room_for(2 * mailboxes + 1000):
+    with TemporaryDirectory(prefix="xaps-watch-scale-", dir=_MEMORY) as name, _room_for(WATCHES_EACH * mailboxes):
         site = Site(Path(name))
         inboxes = _populate(site, Path(name), mailboxes)
         async with site.simulator() as simulator:
             site.configure(simulator.url)
             daemon = DaemonProcess(site.config_file)
             ready = await _start(daemon)
-            rss = rss_of(daemon.pid)
+            rss, watches = rss_of(daemon.pid), _watches(daemon.pid)
             used = await _idle(daemon.pid, idle)
             registered = await _register(simulator, site, Path(name) / "late")
             recovered = await _overflow(simulator, daemon, Path(name) / "late", inboxes)
@@ -65,7 +67,7 @@ async def measure(mailboxes: int, idle: float) -> Row:
             await daemon.stop()
             caught_up = await _catch_up(simulator, daemon, inboxes)
             await daemon.stop()
-    return Row(mailboxes, ready, again, rss, used, registered, caught_up, recovered)
+    return Row(mailboxes, ready, again, rss, watches, used, registered, caught_up, recovered)
 
 
 @contextmanager
@@ -73,8 +75,8 @@ def _room_for(watches: int) -> Iterator[None]:
     """Raise fs.inotify.max_user_watches where it is lower; needs root, without it the rest is polled."""
     sysctl = _SYSCTL / "max_user_watches"
     before = sysctl.read_text()
-    if int(before) < watches and os.geteuid() == 0:
-        sysctl.write_text(str(watches))
+    if int(before) < watches + 1000 and os.geteuid() == 0:
+        sysctl.write_text(str(watches + 1000))
     try:
         yield
     finally:
@@ -111,6 +113,11 @@ async def _start(daemon: DaemonProcess) -> float:
     started = time.perf_counter()
     await daemon.start(timeout=300.0)
     return time.perf_counter() - started
+
+
+def _watches(pid: int) -> int:
+    """How many the kernel holds for the process, proc_pid_fdinfo(5)."""
+    return sum(found.read_text().count("inotify wd:") for found in Path(f"/proc/{pid}/fdinfo").iterdir())
 
 
 async def _idle(pid: int, seconds: float) -> float:
@@ -174,7 +181,8 @@ def run(directory: Path, *, quick: bool) -> Report:
         ["start to READY", *(f"{row.ready:.2f} s" for row in found)],
         ["restart to READY", *(f"{row.again:.2f} s" for row in found)],
         ["RSS", *(f"{row.rss / 1024:.0f} MiB" for row in found)],
-        ["kernel memory for the watches", *(f"{row.mailboxes * WATCH_BYTES / 2**20:.1f} MiB" for row in found)],
+        ["watches", *(f"{row.watches:,}" for row in found)],
+        ["kernel memory for them", *(f"{row.watches * WATCH_BYTES / 2**20:.1f} MiB" for row in found)],
         ["CPU when idle", *(f"{row.idle:.2%}" for row in found)],
         ["registration's commit → its first mail pushed", *(f"{row.registered * 1000:.0f} ms" for row in found)],
         [f"restart → {MISSED} missed mails pushed", *(f"{row.caught_up:.2f} s" for row in found)],

@@ -363,9 +363,9 @@ async def test_too_few_inotify_watches(
     monkeypatch.setattr(doctor, "WATCH_LIMIT", tmp_path / "limit")
     (tmp_path / "limit").write_text("5\n")
     (found,) = wrong(await installation.examine())
-    assert found.said == "max_user_watches is 5, 18 are needed"
+    assert found.said == "max_user_watches is 5, 19 are needed"
     assert found.mend is not None
-    assert "sysctl -w fs.inotify.max_user_watches=36" in found.mend
+    assert "sysctl -w fs.inotify.max_user_watches=38" in found.mend
 
 
 async def test_the_command_for_people_and_for_monitoring(
