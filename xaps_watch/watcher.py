@@ -397,6 +397,8 @@ class Watcher:
         mailboxes = self._at(wd)
         if not mailboxes:
             return Contents.NONE
+        if mailboxes[0].polled is not None:
+            return Contents.COMPLETE  # perhaps too early, but a file server is never waited for here
         directory = b"/cur/" if self._reader.is_cur(wd) else b"/new/"
         try:
             status = os.lstat(os.fsencode(mailboxes[0].path) + directory + name)
