@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 
 # For how long a mailbox that can't be looked into holds caught_up_to back. Phones renew every 23 hours, and no longer
@@ -61,8 +60,8 @@ class Absentees:
         """It is back, or no longer wanted."""
         self._absentees.pop(path, None)
 
-    def below(self, is_below: Callable[[str], bool]) -> list[str]:
-        return [path for path in self._absentees if is_below(path)]
+    def paths(self) -> list[str]:
+        return list(self._absentees)
 
     def due(self, now: float, most: int) -> list[str]:
         """Whom to look for now; each is to be added or removed after that."""

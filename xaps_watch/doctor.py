@@ -27,7 +27,7 @@ from xaps_watch.keeper import WARN_DAYS
 from xaps_watch.model import ConfigError
 from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError, published_topic, topic_file
 from xaps_watch.terminal import printable
-from xaps_watch.watcher import WATCHES_EACH
+from xaps_watch.watches import WATCHES_EACH
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _SIGNS = {OK: "✔", WARNING: "!", FAILURE: "✘"}

@@ -21,34 +21,24 @@ from itertools import chain
 
 from xaps_watch.absent import Absentees
 from xaps_watch.inotify import Inotify, sysctl
-from xaps_watch.inotify import WatchError as WatchError
 from xaps_watch.logs import fields
 from xaps_watch.lookout import (
-    EVERYTHING,
-    NO_MEMORY,
     NOTHING,
     SLACK,
     Absent,
     Answer,
     Found,
     Lookout,
-    Memory,
     Request,
     Same,
     look,
 )
-from xaps_watch.maildir import (
-    CUR_MASK,
-    IN_DELETE,
-    NEW_MASK,
-    PARENT_MASK,
-    Batch,
-    Contents,
-    EventReader,
-)
+from xaps_watch.maildir import IN_DELETE, Batch, Contents, EventReader
 from xaps_watch.mounts import MountTable, is_remote
 from xaps_watch.notices import Notices
-from xaps_watch.parents import Parents
+from xaps_watch.polls import LIMIT, Polls
+from xaps_watch.steady_clock import SteadyClock
+from xaps_watch.watches import WATCHES_EACH, Mailbox, Watches
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +48,6 @@ _WRITER_PATIENCE = 900.0  # seconds for a file to be filled
 _ROOM_STEP = 0.1  # seconds between two batches of watches that are taken up when there is room again
 _RENAME_PATIENCE = 0.1  # seconds for the second half of a rename
 _STUCK = 10.0  # seconds after which a filesystem that doesn't answer is no longer waited for
-_FULL = (errno.ENOSPC, errno.ENOMEM)
-WATCHES_EACH = 3  # of a mailbox at most: new/, cur/ and the directory that it lies in with others
 _GONE_FOR_GOOD = -1  # as inode: the directory was removed, not only renamed or unmounted
 
 _MENDS = {
@@ -98,64 +86,6 @@ class WatcherStatus:
     looks: int
 
 
-class SteadyClock:
-    """Unix time that is never set back.
-
-    What the wall clock was set back by is added up; `wall` takes it off again, for comparison with the times of files:
-    no file that came after the steady time has an earlier time than that.
-    """
-
-    def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
-        self._wall, self._monotonic = wall, monotonic
-        self._offset = wall() - monotonic()
-        self._set_back = 0.0
-
-    def now(self) -> float:
-        wall = self._wall()
-        offset = wall - self._monotonic()
-        if offset < self._offset:
-            self._set_back += self._offset - offset
-        self._offset = offset
-        return wall + self._set_back
-
-    def steady(self, wall: float) -> float:
-        """The steady time for a wall-clock time that was noted before; one in the future can't be relied on."""
-        now = self.now()
-        return EVERYTHING if wall + self._set_back > now + SLACK and wall != NOTHING else wall + self._set_back
-
-    def wall(self, steady: float) -> float:
-        self.now()  # the clock may have been set since the last look at it
-        return steady - self._set_back
-
-
-class _Polled:
-    """What is kept for a mailbox in which events don't tell everything."""
-
-    __slots__ = ("at", "due", "memory", "why")
-
-    def __init__(self, why: str, at: float, due: float) -> None:
-        self.why = why
-        self.at = at  # steady; what appeared before has been reported
-        self.due = due  # monotonic
-        self.memory: Memory = NO_MEMORY
-
-
-class _Mailbox:
-    """What is kept for each path."""
-
-    __slots__ = ("cur_wd", "device", "inode", "name", "parent", "path", "polled", "wd")
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.wd = 0  # of new/; 0 while there is none
-        self.cur_wd = 0
-        self.parent = 0  # watch descriptor of the directory in which it is, or where it is expected
-        self.name = b""  # what leads to it there
-        self.device = 0  # of new/, as last seen
-        self.inode = 0  # 0: never seen
-        self.polled: _Polled | None = None
-
-
 class _Lane:
     """The looks at one filesystem, one batch after the other."""
 
@@ -164,8 +94,8 @@ class _Lane:
     def __init__(self, name: str) -> None:
         self.name = name  # mount point; "" for the local disks
         self.lookout = Lookout(f"look {name or 'local'}"[:15])
-        self.waiting: dict[_Mailbox, float] = {}  # since when (steady) mail in it may be unreported
-        self.looking: dict[_Mailbox, float] = {}  # in the thread's hands
+        self.waiting: dict[Mailbox, float] = {}  # since when (steady) mail in it may be unreported
+        self.looking: dict[Mailbox, float] = {}  # in the thread's hands
         self.asked_at = 0.0  # monotonic
         self.silent = False
 
@@ -195,31 +125,26 @@ class Watcher:
         self._on_delivery = on_delivery
         self._on_change = on_change
         self._changes = IN_DELETE if on_change is not None else 0
-        self._poll_interval = poll_interval
         self._monotonic = monotonic
         self._clock = SteadyClock(time, monotonic)
         self._pace = pace
         self._notices = Notices(log, monotonic)
-        self._mailboxes: dict[str, _Mailbox] = {}
-        self._by_wd: dict[int, _Mailbox | tuple[_Mailbox, ...]] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
         self._reader = EventReader(self._look_at)
-        self._parents = Parents()
         self._absent = Absentees(pace.retry_first, pace.retry_last, _LOOK_COST / pace.share)
-        self._polled: dict[_Mailbox, None] = {}  # in the order of their last polls
-        self._retake: set[_Mailbox] = set()  # to be opened again, though the directory is the known one
-        self._lacking: dict[_Mailbox, None] = {}  # cur/ or parent, for want of room
+        self._polls = Polls(poll_interval)
+        self._retake: set[Mailbox] = set()  # to be opened again, though the directory is the known one
         self._full = False  # some mailboxes aren't watched as they should be, for want of room
-        self._refused = False  # the kernel said so, and hasn't been asked again since
         self._lanes = {"": _Lane("")}
         self._settled: list[asyncio.Future[None]] = []
-        self._watched = self._events = self._overflows = self._looks = 0
+        self._events = self._overflows = self._looks = 0
         self._lost_since = NOTHING  # steady: events were lost that came after this, a rescan is due
-        self._rescan: Iterator[_Mailbox] | None = None
+        self._rescan: Iterator[Mailbox] | None = None
         self._rescan_since = NOTHING
         self._rescanned_at = -NOTHING
-        self._round: list[_Mailbox] = []  # what is left of the present round of comparisons
+        self._round: list[Mailbox] = []  # what is left of the present round of comparisons
         self._round_began = self._verified = self._drained_at = self._clock.now()
-        self._next_verify = self._next_room = self._next_poll = self._next_rename = 0.0
+        self._next_verify = self._next_room = self._next_rename = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._linked_timer: asyncio.TimerHandle | None = None
@@ -230,6 +155,9 @@ class Watcher:
     def start(self) -> None:
         """Begin, in a running loop. Raises WatchError when inotify can't be had."""
         self._inotify = Inotify()
+        self._watches = Watches(
+            self._inotify, self._reader, self._changes, look_again=self._look_again, on_full=self._on_full
+        )
         self._mounts = MountTable()
         self._loop = asyncio.get_running_loop()
         self._drained_at = self._round_began = self._verified = self._clock.now()
@@ -263,8 +191,8 @@ class Watcher:
         """
         mailbox = self._mailboxes.get(path)
         if mailbox is None:
-            mailbox = self._mailboxes[path] = _Mailbox(path)
-        self._enqueue(mailbox, NOTHING if mailbox.wd or mailbox.polled else self._clock.steady(since))
+            mailbox = self._mailboxes[path] = Mailbox(path)
+        self._enqueue(mailbox, NOTHING if mailbox.wd or mailbox in self._polls else self._clock.steady(since))
 
     def unwatch(self, path: str) -> None:
         """Forget the mailbox."""
@@ -274,12 +202,11 @@ class Watcher:
         for lane in self._lanes.values():
             lane.waiting.pop(mailbox, None)
         self._absent.remove(path)
-        self._stop_polling(mailbox)
-        self._leave_parent(mailbox)
+        self._polls.stop(mailbox)
         self._retake.discard(mailbox)
         if mailbox.wd:
-            self._detach(mailbox)
             self._next_room = min(self._next_room, self._monotonic() + 1.0)
+        self._watches.remove(mailbox)
 
     @property
     def paths(self) -> Collection[str]:
@@ -307,30 +234,23 @@ class Watcher:
         now = self._clock.now()
         if self._inotify.is_empty():
             self._drained_at = now
-        held = [self._drained_at, self._lost_since, self._absent.held_since(now)]
+        held = [self._drained_at, self._lost_since, self._absent.held_since(now), self._polls.reported_to()]
         if self._rescan is not None:
             held.append(self._rescan_since)
         for lane in self._lanes.values():
             held.append(min(lane.waiting.values(), default=NOTHING))
             held.append(min(lane.looking.values(), default=NOTHING))
-        oldest = next(iter(self._polled), None)
-        if oldest is not None and oldest.polled is not None:
-            held.append(oldest.polled.at)
         if self._reader.writing_since is not None:
             held.append(self._reader.writing_since)
         return max(0.0, self._clock.wall(min(held)))
 
     def status(self) -> WatcherStatus:
         """For people and for metrics."""
-        why: dict[str, int] = {}
-        for mailbox in self._polled:
-            if mailbox.polled is not None:
-                why[mailbox.polled.why] = why.get(mailbox.polled.why, 0) + 1
         return WatcherStatus(
             mailboxes=len(self._mailboxes),
-            watched=self._watched,
-            polled=len(self._polled),
-            polled_why=why,
+            watched=self._watches.mailboxes,
+            polled=len(self._polls),
+            polled_why=self._polls.why(),
             missing=len(self._absent),
             waiting=sum(len(lane.waiting) + len(lane.looking) for lane in self._lanes.values()),
             silent=[lane.name or "/" for lane in self._lanes.values() if lane.silent],
@@ -352,8 +272,8 @@ class Watcher:
             self._on_overflow()
         if batch.ignored or batch.moved:
             self._on_directories_gone(batch)
-        for path in self._parents.named(batch.named):
-            self._look_anew(path)
+        for mailbox in self._watches.named(batch.named):
+            self._look_anew(mailbox)
         if self._reader.awaits_renames and self._on_change is not None and self._next_rename == NOTHING:
             self._next_rename = self._monotonic() + _RENAME_PATIENCE
             self._set_timer()
@@ -364,9 +284,11 @@ class Watcher:
             self._report_linked()
 
     def _report(self, mail: Iterable[int], changed: Iterable[int] = ()) -> None:
-        paths = {mailbox.path for wd in mail for mailbox in self._at(wd)}
-        changes = {mailbox.path for wd in changed for mailbox in self._at(wd)} if self._on_change is not None else set()
-        self._hand_on(paths, changes - paths)
+        paths = self._paths(mail)
+        self._hand_on(paths, self._paths(changed) - paths)
+
+    def _paths(self, wds: Iterable[int]) -> set[str]:
+        return {mailbox.path for wd in wds for mailbox in self._watches.at(wd)}
 
     def _hand_on(self, mail: Collection[str], changed: Collection[str]) -> None:
         """Changes first, so that the push for the mail takes them along."""
@@ -388,16 +310,11 @@ class Watcher:
         if due is not None:
             self._linked_timer = self._loop.call_later(max(0.001, due - self._clock.now()), self._report_linked)
 
-    def _at(self, wd: int) -> tuple[_Mailbox, ...]:
-        """The mailboxes of which this is the new/ or cur/."""
-        mailboxes = self._by_wd.get(self._reader.new_of(wd), ())
-        return mailboxes if isinstance(mailboxes, tuple) else (mailboxes,)
-
     def _look_at(self, wd: int, name: bytes) -> Contents:
-        mailboxes = self._at(wd)
+        mailboxes = self._watches.at(wd)
         if not mailboxes:
             return Contents.NONE
-        if mailboxes[0].polled is not None:
+        if mailboxes[0] in self._polls:
             return Contents.COMPLETE  # perhaps too early, but a file server is never waited for here
         directory = b"/cur/" if self._reader.is_cur(wd) else b"/new/"
         try:
@@ -410,35 +327,17 @@ class Watcher:
 
     def _on_directories_gone(self, batch: Batch) -> None:
         for wd in batch.ignored:
-            for path in self._parents.pop(wd):
-                self._mailboxes[path].parent = 0
-                self._look_anew(path)
-            mailboxes = self._at(wd)
-            is_cur = self._reader.is_cur(wd)
-            self._reader.forget(wd)
-            for mailbox in mailboxes:
-                if is_cur:
-                    mailbox.cur_wd = 0
-                    self._retake.add(mailbox)
-                else:
-                    self._on_new_gone(mailbox, for_good=wd not in batch.unmounted)
-                self._enqueue(mailbox, self._drained_at)
-            if not is_cur:
-                self._by_wd.pop(wd, None)
+            lost, others = self._watches.dropped(wd)
+            for mailbox in lost:
+                if wd not in batch.unmounted:
+                    mailbox.inode = _GONE_FOR_GOOD
+            for mailbox in (*lost, *others):
+                self._look_anew(mailbox)
         for wd in batch.moved:
-            for mailbox in self._at(wd):
-                self._look_anew(mailbox.path)
-            if wd in self._parents:  # whatever is below, at any depth, may have gone with it
+            for mailbox in self._watches.at(wd):
+                self._look_anew(mailbox)
+            if self._watches.is_parent(wd):  # whatever is below, at any depth, may have gone with it
                 self._look_into_all()
-
-    def _on_new_gone(self, mailbox: _Mailbox, *, for_good: bool) -> None:
-        mailbox.wd = 0
-        self._watched -= 1
-        if mailbox.cur_wd:
-            self._drop_cur(mailbox)
-        self._lacking.pop(mailbox, None)
-        if for_good:
-            mailbox.inode = _GONE_FOR_GOOD
 
     def _on_overflow(self) -> None:
         self._overflows += 1
@@ -475,11 +374,11 @@ class Watcher:
         points = tuple(point.rstrip("/") + "/" for point in self._mounts.changes())
         if not points:
             return
-        for path in self._absent.below(lambda path: True):
-            self._look_again(path)  # a symlink may lead there
+        for path in self._absent.paths():
+            self._look_again(self._mailboxes[path])  # a symlink may lead there
         for mailbox in self._mailboxes.values():
             if (mailbox.path + "/").startswith(points):
-                self._enqueue(mailbox, self._verified if mailbox.wd or mailbox.polled else NOTHING)
+                self._enqueue(mailbox, self._verified if mailbox.wd or mailbox in self._polls else NOTHING)
 
     # Looks
 
@@ -489,22 +388,20 @@ class Watcher:
             self._lanes[name] = _Lane(name)
         return self._lanes[name]
 
-    def _enqueue(self, mailbox: _Mailbox, since: float) -> None:
+    def _enqueue(self, mailbox: Mailbox, since: float) -> None:
         """Have a look taken at it; mail that came after `since` (steady) may be unreported."""
         lane = self._lane(mailbox.path)
         lane.waiting[mailbox] = min(since, lane.waiting.get(mailbox, NOTHING), self._absent.since(mailbox.path))
         self._pump_soon()
 
-    def _look_anew(self, path: str) -> None:
+    def _look_anew(self, mailbox: Mailbox) -> None:
         """Another directory may be there since the last events were read."""
-        mailbox = self._mailboxes[path]
         self._retake.add(mailbox)
         self._enqueue(mailbox, self._drained_at)
 
-    def _look_again(self, path: str) -> None:
-        mailbox = self._mailboxes.get(path)
-        if mailbox is not None:
-            self._enqueue(mailbox, NOTHING)
+    def _look_again(self, mailbox: Mailbox) -> None:
+        """See whether the same directory is still there."""
+        self._enqueue(mailbox, NOTHING)
 
     def _pump_soon(self) -> None:
         if self._loop is not None and not self._pumping and not self._closed:
@@ -554,8 +451,9 @@ class Watcher:
 
         lane.lookout.submit(work)
 
-    def _request(self, mailbox: _Mailbox, since: float) -> Request:
-        known = (mailbox.device, mailbox.inode) if mailbox.wd or mailbox.polled else None
+    def _request(self, mailbox: Mailbox, since: float) -> Request:
+        poll = self._polls.get(mailbox)
+        known = (mailbox.device, mailbox.inode) if mailbox.wd or poll else None
         if mailbox in self._retake:
             self._retake.discard(mailbox)
             known = None
@@ -564,8 +462,8 @@ class Watcher:
             self._clock.wall(since),
             known,
             formerly=max(mailbox.inode, 0),
-            memory=mailbox.polled.memory if mailbox.polled else None,
-            told=self._reader.take_names(mailbox.wd) if mailbox.polled else frozenset(),
+            memory=poll.memory if poll else None,
+            told=self._reader.take_names(mailbox.wd) if poll else frozenset(),
             changes=self._on_change is not None,
         )
 
@@ -583,7 +481,8 @@ class Watcher:
                     mail.add(mailbox.path)
                 elif answer.has_changes:
                     changed.add(mailbox.path)
-                self._on_polled(mailbox, answer, asked_at)
+                if answer.memory is not None:
+                    self._polls.answered(mailbox, answer.memory, asked_at, self._monotonic())
             elif isinstance(answer, Found):
                 if answer.brought_mail:
                     mail.add(mailbox.path)  # its files may be older than the move that brought them
@@ -597,12 +496,13 @@ class Watcher:
 
     # A directory was found
 
-    def _on_found(self, mailbox: _Mailbox, since: float, found: Found) -> None:
+    def _on_found(self, mailbox: Mailbox, since: float, found: Found) -> None:
         """Watch it, then see whether something came before the watch was there."""
-        if (mailbox.wd or mailbox.polled) and (mailbox.device, mailbox.inode) != (found.device, found.inode):
+        poll = self._polls.get(mailbox)
+        if (mailbox.wd or poll) and (mailbox.device, mailbox.inode) != (found.device, found.inode):
             since = min(since, self._verified)  # nobody knows since when it is another one
         try:
-            changed = self._place(mailbox, found)
+            changed = self._watches.place(mailbox, found)
         except OSError as error:
             self._on_absent(mailbox, since, Absent(error.errno or errno.EIO, mailbox.path + "/new"))
             return
@@ -612,179 +512,49 @@ class Watcher:
             self._notices.tell(logging.INFO, "mailbox back", mailbox.path)
             self._absent.remove(mailbox.path)
         mailbox.device, mailbox.inode = found.device, found.inode
-        why = found.filesystem if is_remote(found.filesystem) else "" if mailbox.wd else "limit"
+        why = found.filesystem if is_remote(found.filesystem) else "" if mailbox.wd else LIMIT
         if why:
-            self._start_polling(mailbox, why)
-        elif mailbox.polled is not None:
-            since = min(since, mailbox.polled.at)
-            self._stop_polling(mailbox)
+            self._poll(mailbox, why)
+        elif poll is not None:
+            since = min(since, poll.at)
+            self._polls.stop(mailbox)
         if why or changed > self._clock.wall(since) - SLACK:
             self._enqueue(mailbox, since)
-
-    def _place(self, mailbox: _Mailbox, found: Found) -> float:
-        """Place the watches, as far as there is room. When something changed there last. Raises OSError."""
-        self._lacking.pop(mailbox, None)
-        wd = self._add_new(mailbox, found)
-        if wd != mailbox.wd:
-            if mailbox.wd:
-                self._detach(mailbox)
-            if wd:
-                self._attach(mailbox, wd)
-        changed = max(os.fstat(found.new).st_ctime, os.fstat(found.cur).st_ctime if found.cur >= 0 else EVERYTHING)
-        if wd and found.cur >= 0 and self._add_cur(mailbox, found.cur):
-            changed = max(changed, os.fstat(found.cur).st_ctime)
-        if wd and found.parent >= 0:
-            self._enter_parent(mailbox, found.parent, found.component)
-        return changed
-
-    def _add_new(self, mailbox: _Mailbox, found: Found) -> int:
-        """0 if there is no room, or it is to be polled anyway."""
-        if self._refused and not mailbox.wd and self._parents.any() is None and self._reader.any_cur() is None:
-            return 0
-        while True:
-            try:
-                return self._inotify.add(found.new, NEW_MASK | self._changes)
-            except OSError as error:
-                if error.errno not in _FULL:
-                    if is_remote(found.filesystem) and error.errno != errno.EACCES:
-                        return 0
-                    raise
-            self._on_full()
-            if not self._give_one_up():
-                return 0
-
-    def _give_one_up(self) -> bool:
-        """Have one watch less, of those that aren't needed as much as that of a new/. False if there is none."""
-        parent, cur = self._parents.any(), self._reader.any_cur()
-        if parent is not None:
-            for path in self._parents.pop(parent):
-                self._mailboxes[path].parent = 0
-                self._lacking[self._mailboxes[path]] = None
-            self._remove_parent(parent)
-        elif cur is not None:
-            for mailbox in self._at(cur):
-                self._drop_cur(mailbox)
-                self._lacking[mailbox] = None
-        return parent is not None or cur is not None
-
-    def _add_cur(self, mailbox: _Mailbox, directory: int) -> bool:
-        if self._refused:
-            self._lacking[mailbox] = None
-            return False
-        try:
-            cur_wd = self._inotify.add(directory, CUR_MASK | self._changes)
-        except OSError as error:
-            if error.errno in _FULL:
-                self._lacking[mailbox] = None
-                self._on_full()
-            return False
-        if cur_wd in self._by_wd:
-            return False  # a symlink to some new/
-        if mailbox.cur_wd not in (0, cur_wd):
-            self._drop_cur(mailbox)
-        mailbox.cur_wd = cur_wd
-        self._reader.add_cur(cur_wd, mailbox.wd)
-        return True
-
-    def _enter_parent(self, mailbox: _Mailbox, directory: int, name: bytes) -> None:
-        """Have the open directory tell when `name`, which leads to the mailbox, comes or goes in it."""
-        try:
-            wd = self._inotify.add(directory, PARENT_MASK)
-        except OSError as error:  # then it is looked for from time to time
-            if error.errno in _FULL and mailbox.wd:
-                self._lacking[mailbox] = None
-                self._on_full()
-            return
-        if (mailbox.parent, mailbox.name) == (wd, name):
-            return
-        self._leave_parent(mailbox)
-        mailbox.parent, mailbox.name = wd, name
-        self._parents.add(wd, name, mailbox.path)
-        if wd not in self._by_wd:
-            self._reader.add_parent(wd)
-        self._enqueue(mailbox, NOTHING)  # it may have come or gone before the watch was there
-
-    def _leave_parent(self, mailbox: _Mailbox) -> None:
-        wd, mailbox.parent = mailbox.parent, 0
-        self._parents.discard(wd, mailbox.name, mailbox.path)
-        if wd and wd not in self._parents:
-            self._remove_parent(wd)
-
-    def _remove_parent(self, wd: int) -> None:
-        if wd not in self._by_wd:
-            self._reader.forget(wd)
-            self._inotify.remove(wd)
-
-    def _attach(self, mailbox: _Mailbox, wd: int) -> None:
-        others = self._at(wd)
-        for other in others:  # reached by two paths, or renamed: is it still there?
-            self._enqueue(other, NOTHING)
-        self._by_wd[wd] = (*others, mailbox) if others else mailbox
-        mailbox.wd = wd
-        self._watched += 1
-
-    def _detach(self, mailbox: _Mailbox) -> None:
-        """Take the mailbox off its watch, and the watch away with the last one."""
-        wd = mailbox.wd
-        others = tuple(other for other in self._at(wd) if other is not mailbox)
-        mailbox.wd = 0
-        self._watched -= 1
-        if mailbox.cur_wd:
-            if any(other.cur_wd == mailbox.cur_wd for other in others):
-                mailbox.cur_wd = 0
-            else:
-                self._drop_cur(mailbox)
-        self._lacking.pop(mailbox, None)
-        if others:
-            self._by_wd[wd] = others if len(others) > 1 else others[0]
-            return
-        del self._by_wd[wd]
-        self._reader.forget(wd)
-        if wd in self._parents:
-            self._reader.add_parent(wd)
-        else:
-            self._inotify.remove(wd)
-
-    def _drop_cur(self, mailbox: _Mailbox) -> None:
-        cur_wd, mailbox.cur_wd = mailbox.cur_wd, 0
-        if self._reader.is_cur(cur_wd):
-            self._reader.forget(cur_wd)
-            self._inotify.remove(cur_wd)
 
     def _on_full(self) -> None:
         """The kernel's limit is reached: say it once."""
         self._next_room = self._monotonic() + self._pace.room_interval
-        self._refused = True
         if self._full:
             return
         self._full = True
         limit = sysctl("max_user_watches") or 0
-        needed = limit + WATCHES_EACH * (len(self._mailboxes) - self._watched) + 2 * len(self._lacking)
+        unwatched = len(self._mailboxes) - self._watches.mailboxes
+        needed = limit + WATCHES_EACH * unwatched + (WATCHES_EACH - 1) * len(self._watches.lacking)
         log.error(
             "no room for more watches, the mailboxes that have none are polled %s",
             fields(
-                sysctl="fs.inotify.max_user_watches", limit=limit, needed=needed, interval=f"{self._poll_interval:g}s",
+                sysctl="fs.inotify.max_user_watches", limit=limit, needed=needed, interval=f"{self._polls.interval:g}s",
                 mend=f"sysctl -w fs.inotify.max_user_watches={needed}",
             ),
         )  # fmt: skip
 
     # A directory wasn't found
 
-    def _on_absent(self, mailbox: _Mailbox, since: float, answer: Absent) -> None:
+    def _on_absent(self, mailbox: Mailbox, since: float, answer: Absent) -> None:
+        poll = self._polls.get(mailbox)
         if mailbox.wd:
             since = min(since, self._verified)
-            self._detach(mailbox)
-        elif mailbox.polled is not None:
-            since = min(since, mailbox.polled.at)
-        self._stop_polling(mailbox)
+            self._watches.detach(mailbox)
+        elif poll is not None:
+            since = min(since, poll.at)
+        self._polls.stop(mailbox)
         if self._absent.error(mailbox.path) != answer.error:
             self._tell_absent(mailbox.path, answer)
         since = min(since, self._clock.now())
         now = self._monotonic()
         self._absent.add(mailbox.path, answer.error, since, now, holds=mailbox.inode != _GONE_FOR_GOOD)
-        if answer.parent >= 0:
-            self._enter_parent(mailbox, answer.parent, answer.component)
-            answer.close()
+        self._watches.expect(mailbox, answer)
+        answer.close()
         self._set_timer()
 
     def _tell_absent(self, path: str, answer: Absent) -> None:
@@ -796,34 +566,19 @@ class Watcher:
             logging.WARNING, "mailbox can't be read", path, error=what, where=answer.where or None, mend=mend
         )
 
-    # Polling
+    # Looks where no event tells
 
-    def _start_polling(self, mailbox: _Mailbox, why: str) -> None:
-        if mailbox.polled is None:
-            mailbox.polled = _Polled(why, self._clock.now(), self._monotonic())
-            self._polled[mailbox] = None
+    def _poll(self, mailbox: Mailbox, why: str) -> None:
+        """From now on, look into it from time to time."""
+        if self._polls.start(mailbox, why, self._clock.now(), self._monotonic()):
             self._set_timer()
-            if why != "limit":
+            if why != LIMIT:
                 self._notices.tell(
                     logging.INFO, "mailbox on a remote filesystem is polled, too", mailbox.path, filesystem=why,
-                    interval=f"{self._poll_interval:g}s",
+                    interval=f"{self._polls.interval:g}s",
                 )  # fmt: skip
         if mailbox.wd:
             self._reader.add_named(mailbox.wd)
-
-    def _stop_polling(self, mailbox: _Mailbox) -> None:
-        if mailbox.polled is not None:
-            mailbox.polled = None
-            self._polled.pop(mailbox, None)
-
-    def _on_polled(self, mailbox: _Mailbox, answer: Same, asked_at: float) -> None:
-        if mailbox.polled is not None and answer.memory is not None:
-            mailbox.polled.memory, mailbox.polled.at = answer.memory, asked_at
-            mailbox.polled.due = self._monotonic() + self._poll_interval
-            self._polled.pop(mailbox)
-            self._polled[mailbox] = None
-
-    # Looks where no event tells
 
     def _set_timer(self) -> None:
         if self._loop is None or self._closed:
@@ -835,24 +590,21 @@ class Watcher:
             self._next_rename if self._on_change is not None else NOTHING,
             self._next_room if self._full else NOTHING,
             self._rescanned_at + self._pace.rescan_interval if self._lost_since < NOTHING else NOTHING,
-            max(self._next_poll, self._oldest_poll_due()),
+            self._polls.next_due(),
             *(lane.asked_at + _STUCK for lane in self._lanes.values() if lane.looking and not lane.silent),
         )
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(max(0.005, due - self._monotonic()), self._turn)
 
-    def _oldest_poll_due(self) -> float:
-        oldest = next(iter(self._polled), None)
-        return oldest.polled.due if oldest is not None and oldest.polled is not None else NOTHING
-
     def _turn(self) -> None:
         """Do what is due by the clock."""
         now = self._monotonic()
         for path in self._absent.due(now, _LOOKS_AT_ONCE):
-            self._look_again(path)
+            self._look_again(self._mailboxes[path])
         self._verify(now)
-        self._poll(now)
+        for mailbox, since in self._polls.due(now):
+            self._enqueue(mailbox, since)
         if self._full and self._next_room <= now:
             self._try_room(now)
         if self._on_change is not None and self._next_rename <= now:
@@ -879,34 +631,21 @@ class Watcher:
         chunk = self._round[-size:]
         del self._round[-size:]  # in place: a copy of what is left would cost more than the looks
         for mailbox in chunk:
-            if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox.polled is None:
-                if not mailbox.cur_wd and mailbox not in self._lacking:
+            if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox not in self._polls:
+                if not mailbox.cur_wd and mailbox not in self._watches.lacking:
                     self._retake.add(mailbox)
                 self._enqueue(mailbox, NOTHING)
         self._next_verify = now + interval * min(1.0, size / max(1, len(self._mailboxes)))
 
-    def _poll(self, now: float) -> None:
-        """Poll those whose turn it is, evenly."""
-        if now < self._next_poll:
-            return
-        step = min(0.25, self._poll_interval / 4)
-        most = max(8, int(2 * len(self._polled) * step / self._poll_interval))
-        for mailbox in list(_first(self._polled, most)):
-            if mailbox.polled is not None and mailbox.polled.due <= now:
-                self._enqueue(mailbox, NOTHING if mailbox.polled.memory is not NO_MEMORY else mailbox.polled.at)
-                mailbox.polled.due = now + self._poll_interval  # unless the answer says otherwise
-        self._next_poll = now + step
-
     def _try_room(self, now: float) -> None:
         """See whether watches can be placed again."""
-        beyond_the_limit = (mailbox for mailbox in self._polled if mailbox.polled and mailbox.polled.why == "limit")
-        watched = (mailbox for mailbox in self._lacking if not mailbox.polled)
-        lacking = list(_first(chain(beyond_the_limit, watched), _LOOKS_AT_ONCE))
+        self._watches.refused = False
+        watched = (mailbox for mailbox in self._watches.lacking if mailbox not in self._polls)
+        lacking = list(_first(chain(self._polls.for_want_of_room(), watched), _LOOKS_AT_ONCE))
         if not lacking:
-            self._full = self._refused = False
+            self._full = False
             log.info("all mailboxes are watched again")
             return
-        self._refused = False
         for mailbox in lacking:
             self._retake.add(mailbox)
             self._enqueue(mailbox, NOTHING)
@@ -932,7 +671,7 @@ class Watcher:
                 future.set_result(None)
 
 
-def _first(mailboxes: Iterable[_Mailbox], most: int) -> Iterator[_Mailbox]:
+def _first(mailboxes: Iterable[Mailbox], most: int) -> Iterator[Mailbox]:
     return (mailbox for mailbox, _ in zip(mailboxes, range(most), strict=False))
 
 

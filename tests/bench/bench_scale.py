@@ -22,7 +22,7 @@ from tests.support.maildirs import deliver_by_rename, make_maildir
 from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import registry
 from xaps_watch.simulator import Simulator
-from xaps_watch.watcher import WATCHES_EACH
+from xaps_watch.watches import WATCHES_EACH
 
 SIZES = (1_000, 10_000, 100_000)
 MAILBOXES_A_DEVICE = 3

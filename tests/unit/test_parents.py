@@ -6,14 +6,14 @@ DIRECTORY, OTHER = 1, 2
 
 
 def test_a_name_leads_to_its_mailbox() -> None:
-    parents = Parents()
+    parents: Parents[str] = Parents()
     parents.add(DIRECTORY, b".Work", "/alice/.Work")
     parents.add(OTHER, b".Work", "/bob/.Work")
     assert parents.named([(OTHER, b".Work"), (DIRECTORY, b"dovecot-uidlist"), (3, b".Work")]) == ["/bob/.Work"]
 
 
 def test_a_missing_name_leads_to_all_below_it() -> None:
-    parents = Parents()
+    parents: Parents[str] = Parents()
     for path in ("/mnt/a", "/mnt/b", "/mnt/b"):
         parents.add(DIRECTORY, b"mnt", path)
     assert sorted(parents.named([(DIRECTORY, b"mnt")])) == ["/mnt/a", "/mnt/b"]
@@ -23,7 +23,7 @@ def test_a_missing_name_leads_to_all_below_it() -> None:
 
 
 def test_a_directory_is_of_use_as_long_as_a_name_in_it_is() -> None:
-    parents = Parents()
+    parents: Parents[str] = Parents()
     for path in ("/a", "/b", "/c"):
         parents.add(DIRECTORY, path[1:].encode(), path)
     parents.add(DIRECTORY, b"a", "/alias/a")
