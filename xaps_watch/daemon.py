@@ -47,6 +47,7 @@ class Daemon:
         self._systemd = sdnotify.SystemdNotifier()
         self._apns: Apns | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+        self._starting: asyncio.Task[None] | None = None
         self._stop = False
         self._reload = False
         self._told: str | None = None
@@ -57,25 +58,32 @@ class Daemon:
         for number, handler in self._signals().items():
             loop.add_signal_handler(number, handler)
         try:
-            await self._start()
-            # What is there now stays: the garbage collector need not go through all mailboxes again and again.
-            gc.collect()
-            gc.freeze()
-            log.info("ready %s", fields(**summary(self.service, self.keeper)))
-            self._tell("READY=1")
-            while not self._stop:
-                await self.service.registrar.wait(STEP)
-                try:
-                    await self._step()
-                except Exception:
-                    # A fault of this program must not end it. If it stays, the watchdog goes hungry, and restarts it.
-                    log.exception("a step failed by a fault of this program, please report it")
+            self._starting = asyncio.create_task(self._start())
+            await asyncio.wait([self._starting])
+            if not self._starting.cancelled():
+                self._starting.result()
+                await self._work()
             log.info("stopping %s", fields(pending=len(self.service.coalescer)))
             self._tell("STOPPING=1")
         finally:
             for number in self._signals():
                 loop.remove_signal_handler(number)
         await self._shut_down()
+
+    async def _work(self) -> None:
+        """From READY=1 until it is asked to stop."""
+        # What is there now stays: the garbage collector need not go through all mailboxes again and again.
+        gc.collect()
+        gc.freeze()
+        log.info("ready %s", fields(**summary(self.service, self.keeper)))
+        self._tell("READY=1")
+        while not self._stop:
+            await self.service.registrar.wait(STEP)
+            try:
+                await self._step()
+            except Exception:
+                # A fault of this program must not end it. If it stays, the watchdog goes hungry, and restarts it.
+                log.exception("a step failed by a fault of this program, please report it")
 
     def _signals(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -86,6 +94,8 @@ class Daemon:
 
     def _asked_to_stop(self) -> None:
         self._stop = True
+        if self._starting is not None:
+            self._starting.cancel()  # to catch up may take its time; what is left of it is found at the next start
         self.service.registrar.wake()
 
     def _asked_to_reload(self) -> None:

@@ -8,17 +8,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import sdnotify
 
 from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link
 from tests.support.values import TOPIC, device_token
-from xaps_watch import status
+from xaps_watch import config, lookout, status, watcher
+from xaps_watch.daemon import Daemon
+from xaps_watch.mounts import MountTable
 from xaps_watch.registry import published_topic
 from xaps_watch.simulator import Answer
 
@@ -66,6 +71,39 @@ async def test_it_stops_in_time_while_apple_is_silent_and_pushes_later(
         await daemon.start()
         await simulator.wait_for(2)
         assert await daemon.stop() == 0
+
+
+async def test_it_stops_while_it_starts_and_catches_up_later(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that doesn't answer stands for one that holds very many mails."""
+    asked, answers = threading.Event(), threading.Event()
+
+    def look(request: lookout.Request, mounts: MountTable) -> lookout.Answer:
+        asked.set()
+        answers.wait()
+        return lookout.look(request, mounts)
+
+    inbox = tmp_path / "inbox"
+    site.register("alice", device_token(1), {"INBOX": inbox})
+    async with site.simulator() as simulator:
+        config_file = site.configure(simulator.url)
+        async with DaemonProcess(config_file):
+            pass
+        deliver_by_link(inbox)
+        monkeypatch.setattr(watcher, "look", look)
+        systemd = Mock(sdnotify.SystemdNotifier)
+        monkeypatch.setattr(sdnotify, "SystemdNotifier", lambda: systemd)
+        starting = asyncio.create_task(Daemon(config.load(config_file)).run())
+        await asyncio.to_thread(asked.wait)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        await asyncio.wait_for(starting, watcher._STUCK / 2)  # after which it would no longer wait for the disk
+        answers.set()
+        systemd.notify.assert_called_once_with("STOPPING=1")
+        assert not simulator.received
+        async with DaemonProcess(config_file):
+            await simulator.wait_for(1)
 
 
 async def test_each_push_is_one_line_without_the_token(site: Site, tmp_path: Path) -> None:
