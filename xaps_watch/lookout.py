@@ -52,6 +52,7 @@ class Request:
     path: str  # the directory that holds new/ and cur/
     since: float  # unix time; mail that appeared after it is looked for
     known: tuple[int, int] | None = None  # (st_dev, st_ino) of the new/ that is watched or polled
+    changed_since: float = NOTHING  # unix time; what has changed after it is opened again all the same
     formerly: int = 0  # st_ino of the new/ that was here at some time, 0 if none
     memory: Memory | None = None  # polled, and this is what was there
     told: frozenset[bytes] = frozenset()  # names that events told of since the last poll
@@ -113,13 +114,23 @@ def look(request: Request, mounts: MountTable) -> Answer:
         new = mailbox + b"/new"
         if request.known is not None:
             status = os.stat(new)
-            if (status.st_dev, status.st_ino) == request.known:
+            if (status.st_dev, status.st_ino) == request.known and not _has_changed(request, mailbox, status):
                 return _same(request, mailbox, status)
         return _open(request, mailbox, mounts)
     except OSError as error:
         return _absent(request.path, error.errno or errno.EIO)
     except ValueError:  # a NUL in the path
         return Absent(errno.EINVAL)
+
+
+def _has_changed(request: Request, mailbox: bytes, new: os.stat_result) -> bool:
+    if request.changed_since == NOTHING:
+        return False
+    try:
+        changed = max(new.st_ctime, os.stat(mailbox + b"/cur").st_ctime)
+    except FileNotFoundError:
+        changed = new.st_ctime
+    return changed > request.changed_since - SLACK
 
 
 def _same(request: Request, mailbox: bytes, new: os.stat_result) -> Same:

@@ -23,6 +23,7 @@ from xaps_watch.absent import Absentees
 from xaps_watch.inotify import Inotify, sysctl
 from xaps_watch.logs import fields
 from xaps_watch.lookout import (
+    EVERYTHING,
     NOTHING,
     SLACK,
     Absent,
@@ -133,7 +134,8 @@ class Watcher:
         self._reader = EventReader(self._look_at)
         self._absent = Absentees(pace.retry_first, pace.retry_last, _LOOK_COST / pace.share)
         self._polls = Polls(poll_interval)
-        self._retake: set[Mailbox] = set()  # to be opened again, though the directory is the known one
+        # To be opened again though it seems to be the known directory, if it has changed after this time (steady).
+        self._retake: dict[Mailbox, float] = {}
         self._full = False  # some mailboxes aren't watched as they should be, for want of room
         self._lanes = {"": _Lane("")}
         self._settled: list[asyncio.Future[None]] = []
@@ -203,7 +205,7 @@ class Watcher:
             lane.waiting.pop(mailbox, None)
         self._absent.remove(path)
         self._polls.stop(mailbox)
-        self._retake.discard(mailbox)
+        self._retake.pop(mailbox, None)
         if mailbox.wd:
             self._next_room = min(self._next_room, self._monotonic() + 1.0)
         self._watches.remove(mailbox)
@@ -396,7 +398,7 @@ class Watcher:
 
     def _look_anew(self, mailbox: Mailbox) -> None:
         """Another directory may be there since the last events were read."""
-        self._retake.add(mailbox)
+        self._retake[mailbox] = EVERYTHING
         self._enqueue(mailbox, self._drained_at)
 
     def _look_again(self, mailbox: Mailbox) -> None:
@@ -428,6 +430,8 @@ class Watcher:
                 self._rescan = None
                 self._rescan_since = NOTHING
             elif self._mailboxes.get(mailbox.path) is mailbox:
+                # That its directory went may have been lost, and another have got the same inode number.
+                self._retake[mailbox] = min(self._rescan_since, self._retake.get(mailbox, NOTHING))
                 self._enqueue(mailbox, self._rescan_since)
 
     def _submit(self, lane: _Lane) -> None:
@@ -453,14 +457,11 @@ class Watcher:
 
     def _request(self, mailbox: Mailbox, since: float) -> Request:
         poll = self._polls.get(mailbox)
-        known = (mailbox.device, mailbox.inode) if mailbox.wd or poll else None
-        if mailbox in self._retake:
-            self._retake.discard(mailbox)
-            known = None
         return Request(
             mailbox.path,
             self._clock.wall(since),
-            known,
+            known=(mailbox.device, mailbox.inode) if mailbox.wd or poll else None,
+            changed_since=self._clock.wall(self._retake.pop(mailbox, NOTHING)),
             formerly=max(mailbox.inode, 0),
             memory=poll.memory if poll else None,
             told=self._reader.take_names(mailbox.wd) if poll else frozenset(),
@@ -633,7 +634,7 @@ class Watcher:
         for mailbox in chunk:
             if self._mailboxes.get(mailbox.path) is mailbox and mailbox.wd and mailbox not in self._polls:
                 if not mailbox.cur_wd and mailbox not in self._watches.lacking:
-                    self._retake.add(mailbox)
+                    self._retake[mailbox] = EVERYTHING
                 self._enqueue(mailbox, NOTHING)
         self._next_verify = now + interval * min(1.0, size / max(1, len(self._mailboxes)))
 
@@ -647,7 +648,7 @@ class Watcher:
             log.info("all mailboxes are watched again")
             return
         for mailbox in lacking:
-            self._retake.add(mailbox)
+            self._retake[mailbox] = EVERYTHING
             self._enqueue(mailbox, NOTHING)
         self._next_room = now + min(_ROOM_STEP, self._pace.room_interval)  # unless the kernel says no again
 

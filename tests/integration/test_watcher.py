@@ -193,6 +193,24 @@ async def test_names_that_are_not_utf8(watcher: Watcher, deliveries: Deliveries,
         await deliveries.expect(box)
 
 
+async def test_a_directory_made_anew_with_the_same_inode_number(
+    watcher: Watcher, deliveries: Deliveries, box: Path
+) -> None:
+    """Ext4 gives the number away again at once; that the old directory went was among the events that were lost."""
+    watcher.watch(str(box), time.time())
+    await watcher.settled()
+    for mailbox in watcher._mailboxes.values():
+        watcher._inotify.remove(mailbox.wd)
+    (box / "new" / "directory").mkdir()
+    (box / "new" / "directory").rmdir()
+    while watcher._inotify.read():
+        pass
+    watcher._on_overflow()
+    await watcher.settled()
+    by_rename(box)
+    await deliveries.expect(box)
+
+
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
 async def test_events_that_are_lost_when_the_clock_is_set(deliveries: Deliveries, box: Path, ahead: float) -> None:
     """What is looked for is what came since, by the files' times: these go by the clock as it was set."""
