@@ -1,10 +1,14 @@
-"""``python -m tests.faults --deliveries 10000``: the long run of the fault suite, with its figures."""
+"""``python -m tests.faults --deliveries 10000``: the long run of the fault suite, with its figures.
+
+It needs namespaces of its own: unshare(1), as root or where the kernel allows that to others.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import os
 import random
 import sys
 from pathlib import Path
@@ -12,15 +16,21 @@ from tempfile import TemporaryDirectory
 
 from tests.faults.schedule import run
 
+NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount")
+INSIDE = "--inside"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--deliveries", type=int, default=10_000, help="at least so many (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.0, help="at least so long")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.inside:
+        os.execvp(NAMESPACES[0], [*NAMESPACES, sys.executable, "-m", "tests.faults", *sys.argv[1:], INSIDE])  # noqa: S606
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(f"seed {arguments.seed}", flush=True)
+    print(f"seed {arguments.seed}; the same again: python -m tests.faults --seed {arguments.seed}", flush=True)
     with TemporaryDirectory(prefix="xaps-watch-faults-", ignore_cleanup_errors=True) as name:
         try:
             schedule = run(Path(name), arguments.seed, seconds=arguments.seconds, deliveries=arguments.deliveries)

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.faults import FAULTS
 from tests.faults.world import World
 from tests.support.daemon import rss_of
 
@@ -46,15 +48,14 @@ async def run(directory: Path, seed: int, *, seconds: float = 0.0, deliveries: i
         await world.deliver_some()
         await world.settle()
         rss = rss_of(world.daemon.pid)
-        names = world.faults()
-        turn: list[str] = []
+        turn: list[Callable[[World], Awaitable[None]]] = []
         while time.monotonic() - started < seconds or world.ledger.deliveries < deliveries or turn:
             if not turn:
-                turn = world.random.sample(names, len(names))
+                turn = world.random.sample(FAULTS, len(FAULTS))
             some = [turn.pop() for _ in range(min(len(turn), world.random.choice((1, 1, 2))))]
-            for name in some:
-                log.info("%6.1f s %s", time.monotonic() - started, name)
-                await getattr(world, name)()
+            for fault in some:
+                log.info("%6.1f s %s", time.monotonic() - started, fault.__name__)
+                await fault(world)
                 faults += 1
             await world.settle()
         await asyncio.sleep(1.0)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-from tests.faults.schedule import run
-
-SECONDS = 75.0
+SECONDS = 75
 
 
-@pytest.mark.timeout(SECONDS + 240)
-async def test_no_delivery_is_missed_whatever_fails(tmp_path: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"\nseed {seed}; the same again: python -m tests.faults --seed {seed} --seconds {SECONDS:g}")
-    report = await run(tmp_path, seed, seconds=SECONDS)
-    print(report)
-    assert report.deliveries > 1000
+@pytest.mark.timeout(SECONDS + 300)
+def test_no_delivery_is_missed_whatever_fails() -> None:
+    command = (sys.executable, "-m", "tests.faults", "--seconds", str(SECONDS), "--deliveries", "1000")
+    assert subprocess.run(command, check=False).returncode == 0  # it prints its seed and its figures

@@ -119,6 +119,16 @@ class DaemonProcess:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Started, and not ended yet."""
+        return self._process is not None and self._process.returncode is None
+
+    def see_that_it_runs(self) -> None:
+        """Raises AssertionError, with its log, if it has ended by itself."""
+        assert self._process is not None
+        assert self._process.returncode is None, f"ended with {self._process.returncode}:\n{self.log[-6000:]}"
+
+    @property
     def log(self) -> str:
         """What it has logged so far, all runs."""
         return self._log_file.read_text(errors="replace") if self._log_file.exists() else ""
@@ -150,10 +160,9 @@ class DaemonProcess:
 
     async def notified(self, state: str, timeout: float = 30.0) -> None:
         """Wait until systemd was told something that begins so."""
-        assert self._process is not None
         deadline = time.monotonic() + timeout
         while not any(line.startswith(state) for line in self.notifications):
-            assert self._process.returncode is None, f"ended with {self._process.returncode}:\n{self.log}"
+            self.see_that_it_runs()
             assert time.monotonic() < deadline, f"{state} not seen in {timeout} s:\n{self.log}"
             await asyncio.sleep(0.01)
 
@@ -174,7 +183,7 @@ class DaemonProcess:
 
     async def stop(self, timeout: float = 30.0) -> int:
         """SIGTERM; its exit status."""
-        if self._process is not None and self._process.returncode is None:
+        if self.is_running:
             self.signal(signal.SIGTERM)
         return await self.wait(timeout)
 
