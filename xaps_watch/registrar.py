@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -83,18 +83,18 @@ class Registrar:
 
     # --- in the event loop, for each delivery ------------------------------------------------------------------------
 
-    def subscribers(self, path: str) -> list[Subscriber]:
-        """The devices to be told of mail in this mailbox. Raises RegistryError: ask again later."""
-        return self._lookup().subscribers(path)
+    def subscribers(self, paths: Collection[str]) -> list[Subscriber]:
+        """The devices to be told of mail in these mailboxes. Raises RegistryError: ask again later."""
+        return self._lookup().subscribers(paths)
 
-    def registration(self, device_id: int) -> tuple[Device, frozenset[str]] | None:
-        """The device as it is now, with the names of its mailboxes. Raises RegistryError."""
-        return self._lookup().registration(device_id)
+    def registrations(self, device_ids: Collection[int]) -> dict[int, tuple[Device, frozenset[str]]]:
+        """Those of these devices that there are now, with the names of their mailboxes. Raises RegistryError."""
+        return self._lookup().registrations(device_ids)
 
     def note(self, note: Note) -> None:
         """To be written down soon. One a device: the newest counts, but for a removal or suspension before it."""
         before = self._notes.get(note.device_id)
-        if before is None:
+        if before is None or (note.accepted_at and not before.resume):
             self._notes[note.device_id] = note
         elif not (before.remove or before.suspend) or note.resume or note.accepted_at:
             accepted_at = note.accepted_at or before.accepted_at

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -269,12 +269,15 @@ class Registry:
 
     # --- who is to be pushed to --------------------------------------------------------------------------------------
 
-    def subscribers(self, path: str) -> list[Subscriber]:
-        """The devices that registered the mailbox in this directory, and are not suspended."""
+    def subscribers(self, paths: Collection[str]) -> list[Subscriber]:
+        """The devices that registered a mailbox in one of these directories, and are not suspended.
+
+        All at once, since a statement costs three times as much as what it finds for one of them."""
+        places = ",".join(["CAST(? AS TEXT)"] * len(paths))
         rows = self._rows(
             "SELECT device_id, name FROM mailbox JOIN device ON device.id = device_id"
-            " WHERE path = CAST(? AS TEXT) AND suspended IS NULL",
-            os.fsencode(path),
+            f" WHERE path IN ({places}) AND suspended IS NULL",
+            *map(os.fsencode, paths),
         )
         return [Subscriber(*row) for row in rows]
 
@@ -282,16 +285,17 @@ class Registry:
         rows = self._rows(f"SELECT {_DEVICE_COLUMNS} FROM device WHERE id = ?", device_id)
         return next((Device(*row) for row in rows), None)
 
-    def registration(self, device_id: int) -> tuple[Device, frozenset[str]] | None:
-        """The device, and the names of its mailboxes, at once: each push asks for them."""
+    def registrations(self, device_ids: Collection[int]) -> dict[int, tuple[Device, frozenset[str]]]:
+        """Those of these devices that there are, with the names of their mailboxes: each push asks for them."""
         rows = self._rows(
             f"SELECT {_DEVICE_COLUMNS}, (SELECT group_concat(name, char(0)) FROM mailbox WHERE device_id = device.id)"
-            " FROM device WHERE id = ?",
-            device_id,
+            f" FROM device WHERE id IN ({','.join('?' * len(device_ids))})",
+            *device_ids,
         )
-        for *columns, names in rows:
-            return Device(*columns), frozenset(names.split("\0") if names is not None else ())
-        return None
+        return {
+            columns[0]: (Device(*columns), frozenset(names.split("\0") if names is not None else ()))
+            for *columns, names in rows
+        }
 
     def mailboxes(self, device_id: int) -> list[Mailbox]:
         rows = self._rows("SELECT name, path FROM mailbox WHERE device_id = ? ORDER BY name", device_id)

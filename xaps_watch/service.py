@@ -8,7 +8,7 @@ import random
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -33,6 +33,7 @@ QUIET_MARK = 60.0  # seconds by which the noted caught_up_to may lag while nothi
 CLOCK_STEP = 30.0  # seconds; less is what NTP corrects now and then
 EXPIRY_INTERVAL = 3600.0  # seconds
 AT_ONCE = 1000  # paths compared in one turn of the event loop: 3 ms of it, if all of them are new
+LOOKED_UP_AT_ONCE = 500  # mailboxes; SQLite before 3.32 takes 999 parameters
 BUG_BACKOFF = 60.0  # seconds until a push is tried again that failed by a fault of this program
 
 
@@ -105,6 +106,7 @@ class Service:
         self._refusals: dict[int, int] = {}  # device → answers 429 in a row
         self._sending: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False  # soon
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 
@@ -141,6 +143,7 @@ class Service:
         self._pump()
         while self._sending and (left := deadline - self._monotonic()) > 0:
             await asyncio.wait(self._sending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            self._pump()
         self._pusher = None  # or each push that is cancelled would go again
         if self._timer is not None:
             self._timer.cancel()
@@ -185,7 +188,7 @@ class Service:
         await self.registrar.step()
         for path, unresolved in list(self._unresolved.items()):
             del self._unresolved[path]
-            self._announce(path, unresolved.noticed, unresolved.since, unresolved.delay)
+            self._announce([path], unresolved.noticed, unresolved.since, unresolved.delay)
         self._pump()
 
     def caught_up_to(self) -> float:
@@ -256,18 +259,19 @@ class Service:
         self._noticed(paths, delay=self.config.push.change_delay)
 
     def _noticed(self, paths: Collection[str], delay: float) -> None:
-        now = self._monotonic()
-        for path in paths:
-            self._announce(path, now, self._caught_up, delay)
+        now, listed = self._monotonic(), list(paths)
+        self.activity.deliveries += len(listed)
+        for start in range(0, len(listed), LOOKED_UP_AT_ONCE):
+            self._announce(listed[start : start + LOOKED_UP_AT_ONCE], now, self._caught_up, delay)
         self._pump()
 
-    def _announce(self, path: str, noticed: float, since: float, delay: float) -> None:
-        self.activity.deliveries += 1
+    def _announce(self, paths: Sequence[str], noticed: float, since: float, delay: float) -> None:
         try:
-            subscribers = self.registrar.subscribers(path)
+            subscribers = self.registrar.subscribers(paths)
         except RegistryError as error:
-            log.debug("devices can't be looked up %s", fields(path=path, error=error))
-            self._unresolved.setdefault(path, _Unresolved(since, noticed, delay))
+            log.debug("devices can't be looked up %s", fields(path=paths[0], others=len(paths) - 1, error=error))
+            for path in paths:
+                self._unresolved.setdefault(path, _Unresolved(since, noticed, delay))
             return
         for subscriber in subscribers:
             self.coalescer.add(subscriber.device_id, subscriber.mailbox, now=noticed, since=since, delay=delay)
@@ -276,15 +280,16 @@ class Service:
 
     def _pump(self) -> None:
         """Send what is due, as far as the gate allows, and come back when there is more."""
+        self._pumping = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._pusher is None:
             return
         now = self._monotonic()
-        for due in self.coalescer.take(now, self.gate.room(now)):
+        for due, push in self._to_push(self.coalescer.take(now, self.gate.room(now)), now):
             self.gate.in_flight += 1
-            task = asyncio.create_task(self._send(self._pusher, due))
+            task = asyncio.create_task(self._send(self._pusher, due, push))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
         next_due = self.coalescer.next_due()
@@ -296,39 +301,43 @@ class Service:
         wake_at = max(next_due, opens_at or next_due)
         self._timer = asyncio.get_running_loop().call_later(max(0.0, wake_at - now), self._pump)
 
-    async def _send(self, pusher: Pusher, due: Due) -> None:
+    def _pump_soon(self) -> None:
+        """At the end of this turn of the loop: once for all the answers that came together."""
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _to_push(self, taken: Sequence[Due], now: float) -> Iterator[tuple[Due, Push]]:
+        """By the registrations as they are now: a phone may be gone, or have dropped a folder meanwhile."""
         try:
-            await self._push(pusher, due)
+            registrations = self.registrar.registrations([due.device_id for due in taken]) if taken else {}
+        except RegistryError as error:
+            log.debug("devices can't be looked up %s", fields(devices=len(taken), error=error))
+            for due in taken:
+                self.coalescer.again(due, now + 1.0)
+            return
+        for due in taken:
+            device, registered = registrations.get(due.device_id, (None, frozenset()))
+            if device is not None and device.suspended is None:
+                mailboxes = pushable(device.version, due.mailboxes & registered)
+                if mailboxes:
+                    yield due, Push(device, mailboxes)
+                    continue
+            self.coalescer.done(due)
+
+    async def _send(self, pusher: Pusher, due: Due, push: Push) -> None:
+        try:
+            self._conclude(due, push, await pusher.push(push))
         except asyncio.CancelledError:
             self.coalescer.again(due, self._monotonic())
             raise
-        except RegistryError as error:
-            log.debug("device can't be looked up %s", fields(device=due.device_id, error=error))
-            self.coalescer.again(due, self._monotonic() + 1.0)
         except Exception:
             # A fault of this program must not cost a push, nor the service: it is told with its traceback.
             log.exception("push failed by a fault of this program, please report it")
             self.coalescer.again(due, self._monotonic() + BUG_BACKOFF)
         finally:
             self.gate.in_flight -= 1
-            self._pump()
-
-    async def _push(self, pusher: Pusher, due: Due) -> None:
-        push = self._to_push(due)
-        if push is None:
-            self.coalescer.done(due)
-            return
-        outcome = await pusher.push(push)
-        self._conclude(due, push, outcome)
-
-    def _to_push(self, due: Due) -> Push | None:
-        """By the registration as it is now: the phone may be gone, or have dropped a folder meanwhile."""
-        registration = self.registrar.registration(due.device_id)
-        if registration is None:
-            return None
-        device, registered = registration
-        mailboxes = pushable(device.version, due.mailboxes & registered)
-        return Push(device, mailboxes) if mailboxes and device.suspended is None else None
+            self._pump_soon()
 
     # --- outcomes → registry -----------------------------------------------------------------------------------------
 

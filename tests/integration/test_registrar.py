@@ -201,7 +201,7 @@ async def test_questions_while_the_registry_is_opened_anew(registrar: Registrar,
         step = asyncio.create_task(registrar.step())
         while not step.done():
             with suppress(RegistryError):
-                answered += len(registrar.subscribers("/vmail/1"))
+                answered += len(registrar.subscribers(["/vmail/1"]))
             await asyncio.sleep(0)
     assert answered > 0
 

@@ -88,17 +88,17 @@ def test_a_directory_that_is_not_writable_is_told(tmp_path: Path) -> None:
 def test_subscribers_are_those_of_the_path_that_are_not_suspended(book: Registry) -> None:
     first = register(book, 1, "INBOX", "Notes")
     register(book, 2)
-    assert [(s.device_id, s.mailbox) for s in book.subscribers("/vmail/1/Notes")] == [(first, "Notes")]
+    assert [(s.device_id, s.mailbox) for s in book.subscribers(["/vmail/1/Notes"])] == [(first, "Notes")]
     book.write([Note(first, "400 BadDeviceToken", NOW, suspend="400 BadDeviceToken")])
-    assert book.subscribers("/vmail/1/Notes") == []
+    assert book.subscribers(["/vmail/1/Notes"]) == []
 
 
 def test_paths_and_names_may_hold_any_bytes(book: Registry) -> None:
     path = os.fsdecode(b"/vmail/\xff\xfe/new")
     book.register("user", ACCOUNT_ID, device_token(1), [Mailbox("Gelöscht", path)], topic=TOPIC, now=NOW)
     assert book.paths() == {path: NOW}
-    assert [s.mailbox for s in book.subscribers(path)] == ["Gelöscht"]
-    assert book.subscribers("/vmail/\ufffd") == []
+    assert [s.mailbox for s in book.subscribers([path])] == ["Gelöscht"]
+    assert book.subscribers(["/vmail/\ufffd"]) == []
 
 
 def test_registering_again_replaces_the_mailboxes_and_lifts_a_suspension(book: Registry) -> None:
@@ -130,7 +130,7 @@ def test_a_suspension_can_be_taken_back(book: Registry) -> None:
     device_id = register(book)
     book.write([Note(device_id, "400 X", NOW, suspend="400 X")])
     book.write([Note(device_id, "400 X", NOW, resume=True)])
-    assert len(book.subscribers("/vmail/1/INBOX")) == 1
+    assert len(book.subscribers(["/vmail/1/INBOX"])) == 1
 
 
 def test_another_topic_suspends_and_its_return_resumes(book: Registry) -> None:
