@@ -34,6 +34,7 @@ CLOCK_STEP = 30.0  # seconds; less is what NTP corrects now and then
 EXPIRY_INTERVAL = 3600.0  # seconds
 AT_ONCE = 1000  # paths compared in one turn of the event loop: 3 ms of it, if all of them are new
 LOOKED_UP_AT_ONCE = 500  # mailboxes; SQLite before 3.32 takes 999 parameters
+_CONCERNS_ALL = frozenset((Request.ALL_WAIT, Request.HOLD, Request.RENEW_TOKEN))
 BUG_BACKOFF = 60.0  # seconds until a push is tried again that failed by a fault of this program
 
 
@@ -287,9 +288,9 @@ class Service:
         if self._pusher is None:
             return
         now = self._monotonic()
-        for due, push in self._to_push(self.coalescer.take(now, self.gate.room(now)), now):
+        for due, device, registered in self._registered(self.coalescer.take(now, self.gate.room(now)), now):
             self.gate.in_flight += 1
-            task = asyncio.create_task(self._send(self._pusher, due, push))
+            task = asyncio.create_task(self._send(self._pusher, due, device, registered))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
         next_due = self.coalescer.next_due()
@@ -307,8 +308,8 @@ class Service:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def _to_push(self, taken: Sequence[Due], now: float) -> Iterator[tuple[Due, Push]]:
-        """By the registrations as they are now: a phone may be gone, or have dropped a folder meanwhile."""
+    def _registered(self, taken: Sequence[Due], now: float) -> Iterator[tuple[Due, Device, frozenset[str]]]:
+        """Those with a registration that is in force now, and its mailboxes; a phone may have gone meanwhile."""
         try:
             registrations = self.registrar.registrations([due.device_id for due in taken]) if taken else {}
         except RegistryError as error:
@@ -317,17 +318,24 @@ class Service:
                 self.coalescer.again(due, now + 1.0)
             return
         for due in taken:
-            device, registered = registrations.get(due.device_id, (None, frozenset()))
-            if device is not None and device.suspended is None:
-                mailboxes = pushable(device.version, due.mailboxes & registered)
-                if mailboxes:
-                    yield due, Push(device, mailboxes)
-                    continue
-            self.coalescer.done(due)
+            registration = registrations.get(due.device_id)
+            if registration is None or registration[0].suspended is not None:
+                self.coalescer.done(due)
+            else:
+                yield due, *registration
 
-    async def _send(self, pusher: Pusher, due: Due, push: Push) -> None:
+    async def _send(self, pusher: Pusher, due: Due, device: Device, registered: frozenset[str]) -> None:
         try:
-            self._conclude(due, push, await pusher.push(push))
+            mailboxes = pushable(device.version, due.mailboxes & registered)
+            if not mailboxes:  # the phone has dropped the folder meanwhile
+                self.coalescer.done(due)
+                return
+            push = Push(device, mailboxes)
+            outcome = await pusher.push(push)
+            if pusher is not self._pusher and outcome.ruling.request in _CONCERNS_ALL:
+                self.coalescer.again(due, self._monotonic())  # there are other credentials by now
+            else:
+                self._conclude(due, push, outcome)
         except asyncio.CancelledError:
             self.coalescer.again(due, self._monotonic())
             raise

@@ -328,6 +328,17 @@ async def test_what_only_the_admin_can_mend_holds_all_pushes_until_then(
     await line.pushes(1)
 
 
+async def test_a_late_answer_about_earlier_credentials_holds_nothing_up(line: Line, tmp_path: Path) -> None:
+    line.site.register("alice", A, {"INBOX": tmp_path / "inbox"})
+    line.answer = lambda _: Answer(403, "BadCertificate", delay=0.5)
+    await line.start()
+    deliver_by_link(tmp_path / "inbox")
+    await line.simulator.wait_for(1)
+    line.answer = lambda _: Answer()
+    await line.push_with(config.load(line.site.config_file))
+    await line.pushes(2)
+
+
 async def test_an_outage_of_the_service_delays_and_loses_nothing(line: Line, tmp_path: Path) -> None:
     tokens = [device_token(number) for number in range(1, 51)]
     for token in tokens:
