@@ -349,6 +349,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.pending.clear()
+        self._transport.close()  # asyncio before 3.11 would miss it
         self._simulator._disconnected(self)
 
     # Receiving a request
@@ -470,9 +471,10 @@ class _Connection(asyncio.Protocol):
         self._closing = last_stream
         # Not h2's own close_connection, which would forbid the answers that are still due.
         body = json.dumps({"reason": reason}).encode() if reason else b""
-        self._send()
         frame = last_stream.to_bytes(4, "big") + bytes(4) + body
-        self._write(len(frame).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + frame)
+        head = len(frame).to_bytes(3, "big") + b"\x07\x00" + bytes(4)
+        # In one TLS record with what is due before it, so that no request crosses it on its way.
+        self._write(self._h2.data_to_send() + head + frame)
         if not self.pending:
             self._finish()
 

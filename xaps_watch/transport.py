@@ -421,6 +421,7 @@ class _Connection(asyncio.Protocol):
             self._finish(httpx.RemoteProtocolError, self._gone)
         else:
             self._finish(httpx.ReadError, f"the connection was lost: {error}")
+        self._socket.close()  # asyncio before 3.11 would miss it
         self._owner._connections.discard(self)
         if not self.lost.done():
             self.lost.set_result(None)
