@@ -52,8 +52,8 @@ class ProviderKey:
 class LocalAuthority:
     """Makes certificates and keys below one directory. Files with private keys have mode 0600."""
 
-    def __init__(self, directory: Path) -> None:
-        """Loads the directory's CA, or makes one, and makes a server certificate for localhost.
+    def __init__(self, directory: Path, *, server_ends: timedelta = timedelta(days=825)) -> None:
+        """Loads the directory's CA, or makes one, and makes a server certificate for localhost, valid until then.
 
         Raises OSError if the directory can't be used."""
         self.directory = directory.absolute()
@@ -62,7 +62,7 @@ class LocalAuthority:
         self.server_file = self.directory / "server.pem"
         self.provider_keys: list[ProviderKey] = []
         self._ca_key, self._ca = self._load_or_make_ca()
-        self._make_server_certificate()
+        self._make_server_certificate(server_ends)
 
     def _load_or_make_ca(self) -> tuple[PrivateKey, x509.Certificate]:
         key_file = self.directory / "ca.key"
@@ -86,14 +86,14 @@ class LocalAuthority:
         _write(self.ca_file, certificate.public_bytes(serialization.Encoding.PEM))
         return key, certificate
 
-    def _make_server_certificate(self) -> None:
+    def _make_server_certificate(self, ends: timedelta) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")), x509.IPAddress(ip_address("::1"))]
         certificate = self._issue(
             key,
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
             timedelta(days=-1),
-            timedelta(days=825),
+            ends,
             [x509.SubjectAlternativeName(names), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])],
         )
         _write_secret(self.server_file, _pem(certificate) + _pem_key(key))

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from tests.support import frames
 from tests.support.frames import DATA, END_STREAM, HEADERS, RST_STREAM, Frame
 from tests.support.scripted import ScriptedServer
 from tests.support.values import TOPIC
-from xaps_watch.http2 import Setting
+from xaps_watch.http2 import ErrorCode, Setting, error_name
 from xaps_watch.simulator import Answer, LocalAuthority, PushCertificate, Received, Simulator
 from xaps_watch.transport import HttpxTransport, NotProcessed, PushTransport, open_transport
 
@@ -218,6 +219,21 @@ async def test_an_unanswered_request_fails_at_once(
         assert apns.connections_made == (1 if fate in ("reset", "refuse") else 2)
 
 
+@pytest.mark.parametrize("code", [*ErrorCode, 99], ids=error_name)
+async def test_a_reset_is_told_by_its_name_and_ends_one_request(authority: LocalAuthority, code: int) -> None:
+    """REFUSED_STREAM alone says that nothing was done with the request (RFC 9113, 8.7)."""
+
+    def said(stream: int) -> bytes:
+        return frames.reset(stream, code) if stream == 1 else frames.headers(stream)
+
+    async with ScriptedServer(authority, answering(said)) as server, PushTransport(tls(authority)) as transport:
+        with pytest.raises(httpx.RemoteProtocolError, match=f"reset the request: {error_name(code)}") as caught:
+            await post(transport, server.url)
+        assert isinstance(caught.value, NotProcessed) == (code == ErrorCode.REFUSED_STREAM)
+        assert await post(transport, server.url) == (200, b"")
+        assert server.connections == 1
+
+
 async def test_goaway_lets_the_rest_be_answered_and_what_waits_go_elsewhere(
     authority: LocalAuthority, certificate: PushCertificate
 ) -> None:
@@ -312,6 +328,27 @@ async def test_the_alert_of_a_server_that_refuses_the_certificate_is_told(author
             with pytest.raises(httpx.TransportError, match=r"(?i)certificate"):
                 await post(transport, f"https://127.0.0.1:{listener.getsockname()[1]}")
         await serving
+
+
+@pytest.mark.parametrize("kind", ["fast", "httpx"])
+async def test_a_server_by_another_name_is_not_trusted(
+    authority: LocalAuthority, certificate: PushCertificate, kind: str
+) -> None:
+    transport = open_transport(kind, tls(authority, certificate))
+    async with Simulator(authority, host="127.0.0.2") as apns, transport:
+        with pytest.raises(httpx.ConnectError, match=r"CERTIFICATE_VERIFY_FAILED.*not valid for '127\.0\.0\.2'"):
+            await post(transport, apns.url)
+        assert apns.requests == 0
+
+
+@pytest.mark.parametrize("kind", ["fast", "httpx"])
+async def test_a_server_whose_certificate_has_expired_is_not_trusted(tmp_path: Path, kind: str) -> None:
+    authority = LocalAuthority(tmp_path, server_ends=timedelta(minutes=-1))
+    transport = open_transport(kind, tls(authority))
+    async with Simulator(authority) as apns, transport:
+        with pytest.raises(httpx.ConnectError, match=r"CERTIFICATE_VERIFY_FAILED.*has expired"):
+            await post(transport, apns.url)
+        assert apns.requests == 0
 
 
 async def test_a_server_without_http2_is_a_connect_error(authority: LocalAuthority) -> None:
