@@ -32,7 +32,7 @@ stage_faults() { pytest -s tests/faults; }
 first=(lint unit integration e2e demo machines)
 second=(plugin_check plugin plugin_24 agents faults plugin_fuzz)
 fast=(lint unit)
-needs_root=" e2e machines plugin_check plugin_fuzz plugin plugin_24 agents "
+needs_root=" e2e machines plugin_check plugin_fuzz plugin plugin_24 agents faults "
 
 # --- how they are run ------------------------------------------------------------------------------------------------
 
