@@ -182,27 +182,39 @@ dovecot_directory() { dirname "$(doveconf -n 2>/dev/null | sed -n '1s/^# .*: //p
 
 enable_dovecot() {
     step "Dovecot's configuration"
-    local file user
+    local file user former=''
     have doveconf || die "--enable-dovecot: Dovecot isn't installed on this machine"
     file=$(dovecot_directory)/conf.d/95-xaps.conf
     [ -d "$(dirname "$file")" ] || die "--enable-dovecot: there is no $(dirname "$file"); add by hand what plugin/ shows"
     if [ -e "$file" ]; then
         is_ours "$file" || die "--enable-dovecot: $file is another program's (xapsd has one of that name): move it away first"
-        say "  $file is there already"
-        return
+        if is_enabled; then
+            say "  $file is there already"
+            return
+        fi
+        former=$file.old
     fi
     doveconf -n >/dev/null || die "--enable-dovecot: Dovecot's configuration is not in order yet (see above): not touched"
 
     user=$(working_user)
+    [ -z "$former" ] || run mv "$file" "$former"
     dovecot_settings | write 0644 "$file"
     if dovecot_accepts "$user"; then
+        [ -n "$dry_run" ] || is_enabled || die "--enable-dovecot: another file undoes $file: see doveconf -n"
         say "  Dovecot runs with it"
         return
     fi
     warn "Dovecot does not come up with $file: taking it back"
     run rm -f "$file"
+    [ -z "$former" ] || run mv "$former" "$file"
     run systemctl reload-or-restart dovecot
     die "--enable-dovecot failed, and the configuration is as it was; journalctl -u dovecot says why"
+}
+
+# Whether Dovecot, by all its files together, loads the plugin for IMAP and lets it write to the registry.
+is_enabled() {
+    grep -qw imap_xaps <<<"$(doveconf -f protocol=imap -h mail_plugins)" &&
+        grep -qw "$name" <<<"$(doveconf -f protocol=imap -h mail_access_groups)"
 }
 
 is_ours() { grep -qsw imap_xaps "$1"; }
