@@ -38,6 +38,10 @@ class CredentialsMisnamedError(CredentialsError):
     """The configuration has to be mended: what it names is not there, or it contradicts the certificate."""
 
 
+class CredentialsExpiredError(CredentialsError):
+    """The certificate has to be replaced by a new one."""
+
+
 class CredentialsMissingError(CredentialsError):
     """Nothing is configured and the default file isn't there: not a mistake, but nothing can be pushed yet."""
 
@@ -206,7 +210,7 @@ def _load_certificate(apns: ApnsConfig, path: Path, now: datetime) -> Certificat
         raise CredentialsError(f"[apns] key {apns.key or path}: does not fit the certificate in {path}")
     if certificate.not_valid_after_utc <= now:
         when = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        raise CredentialsError(f"[apns] certificate {path}: expired on {when}; get a new one from Apple")
+        raise CredentialsExpiredError(f"[apns] certificate {path}: expired on {when}; get a new one from Apple")
     if certificate.not_valid_before_utc > now:
         raise CredentialsError(
             f"[apns] certificate {path}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC;"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import grp
 import json
 import os
@@ -22,10 +23,18 @@ from urllib.parse import urlsplit
 from xaps_watch import __version__, credentials, mounts, status
 from xaps_watch import config as configuration
 from xaps_watch.config import Config, RegistryConfig
-from xaps_watch.credentials import Credentials, CredentialsError, CredentialsMissingError
+from xaps_watch.credentials import Credentials, CredentialsError, CredentialsExpiredError, CredentialsMissingError
 from xaps_watch.keeper import WARN_DAYS
 from xaps_watch.model import ConfigError
-from xaps_watch.registry import DIRECTORY_MODE, FILE_MODE, Registry, RegistryError, published_topic, topic_file
+from xaps_watch.registry import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    Registry,
+    RegistryError,
+    RegistryVersionError,
+    published_topic,
+    topic_file,
+)
 from xaps_watch.terminal import printable
 from xaps_watch.watches import WATCHES_EACH
 
@@ -34,6 +43,7 @@ _SIGNS = {OK: "✔", WARNING: "!", FAILURE: "✘"}
 _EXIT_STATUS = {OK: 0, WARNING: 1, FAILURE: 2}  # as monitoring plugins have it
 
 _PATIENCE = 10.0  # seconds, for the push host and for Dovecot's programs
+_UNSYNCHRONISED = 16.0  # seconds: NTP_PHASE_MAX; timedatectl draws the line there, too
 _SPARE_WATCHES = 16  # for parents of what is missing
 _LABEL = len("configuration:")  # the longest subject
 _SHOWN = 5  # mailboxes of which the same is to be said
@@ -41,7 +51,10 @@ WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 MOUNTS = Path("/proc/self/mountinfo")
 PLUGIN = "imap_xaps"
 _MODULES = ("lib90_imap_xaps_plugin.so", "libimap_xaps_registry.so")  # the second is loaded by the first
-_SNIPPET = "sudo systemd/install.sh --enable-dovecot"
+_INSTALL = "sudo systemd/install.sh"
+_SNIPPET = f"{_INSTALL} --enable-dovecot"
+_RESTART = "sudo systemctl restart xaps-watch"
+SAMPLE = Path("/usr/local/share/doc/xaps-watch/config.toml")  # where install.sh puts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class Case:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit status: 0 all is well, 1 something should be looked at, 2 something does not work."
     parser.add_argument("--offline", action="store_true", help="don't connect to the push host")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -88,20 +102,25 @@ def examine(path: Path, *, offline: bool = False) -> Iterator[Finding]:
     try:
         config = configuration.load(path)
     except ConfigError as error:
-        readable = os.access(path, os.R_OK) or not path.exists()
-        yield Finding("configuration", FAILURE, str(error), f"sudoedit {path}" if readable else "sudo xaps-watch check")
+        yield Finding("configuration", FAILURE, str(error), _configuration_mend(path))
         return
     yield Finding("configuration", OK, str(path))
     loaded: Credentials | None = None
     try:
         loaded = credentials.load(config, time.time, time.monotonic)
-    except CredentialsMissingError as error:
-        yield Finding("credentials", FAILURE, str(error), f"sudoedit {path}")
+    except (CredentialsMissingError, CredentialsExpiredError) as error:
+        yield Finding("credentials", FAILURE, str(error), _new_certificate(credentials.files(config)[0]))
     except CredentialsError as error:
         yield Finding("credentials", FAILURE, str(error), _permission_mend(config) or f"sudoedit {path}")
     case = Case(config, loaded, _registered(config), offline, mounts.Filesystems(mounts.parse(MOUNTS.read_text())))
     for examination in EXAMINATIONS:
         yield from examination(case)
+
+
+def _configuration_mend(path: Path) -> str:
+    if not path.exists():
+        return f"sudo install -m 640 -g xaps-watch {SAMPLE} {path}"
+    return f"sudoedit {path}" if os.access(path, os.R_OK) else "sudo xaps-watch check"
 
 
 def _registered(config: Config) -> Collection[str]:
@@ -120,6 +139,10 @@ def _permission_mend(config: Config) -> str | None:
     return None
 
 
+def _new_certificate(file: Path) -> str:
+    return f"sudo install -m 640 -g xaps-watch NEW.pem {file}   # NEW.pem: from Apple, with its key"
+
+
 # --- Apple -----------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +157,7 @@ def _credentials(case: Case) -> Iterator[Finding]:
     if found.expires_at is not None:
         left = (found.expires_at.timestamp() - time.time()) / 86400
         state = OK if left > WARN_DAYS[0] else WARNING if left > WARN_DAYS[1] else FAILURE
-        mend = None if state == OK else f"get a new certificate from Apple and put it into {found.source}"
+        mend = None if state == OK else _new_certificate(found.source)
         yield Finding("credentials", state, f"valid for {left:.0f} more days", mend)
     for file in credentials.files(case.config):
         if file.exists() and file.stat().st_mode & stat.S_IROTH and file != case.config.apns.ca_file:
@@ -156,10 +179,15 @@ def _push_host(case: Case) -> Iterator[Finding]:
     except CredentialsError as error:
         yield Finding("push host", FAILURE, str(error), f"sudoedit {case.config.source}")
     except ssl.SSLError as error:
-        mend = "a proxy in between must let TLS through; the system's CAs: sudo update-ca-certificates"
+        mend = "a proxy in between must let TLS through"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            own = case.config.apns.ca_file
+            mend = f"sudoedit {case.config.source}" if own else "sudo update-ca-certificates"
         yield Finding("push host", FAILURE, f"{host}:{port}: TLS failed: {error.reason or error}", mend)
     except OSError as error:
         mend = f"let this machine connect to {host}, TCP port {port} (outgoing)"
+        if case.config.apns.url is not None:
+            mend = f"sudoedit {case.config.source}"
         yield Finding("push host", FAILURE, f"{host}:{port}: {error.strerror or error}", mend)
     else:
         if protocol == "h2":
@@ -178,17 +206,18 @@ def _registry(case: Case) -> Iterator[Finding]:
             census, topic = registry.census(), registry.settings().get("topic")
             registry.check()
     except RegistryError as error:
-        yield Finding("registry", FAILURE, str(error), "sudo systemctl restart xaps-watch")
+        other = isinstance(error, RegistryVersionError)
+        yield Finding("registry", FAILURE, str(error), _INSTALL if other else _RESTART)
         return
     yield Finding("registry", OK, f"{path}: {census.devices} devices of {census.users} users")
     if not topic:
-        mend = "sudo systemctl restart xaps-watch; journalctl -u xaps-watch -n 20"
+        mend = _RESTART
         if case.credentials is None:
             mend = "none needed here: the topic comes with the credentials, see above"
         yield Finding("registry", FAILURE, "the plugin is told no topic, so Dovecot announces no push", mend)
     elif published_topic(path) != topic:
         said = f"{topic_file(path)} doesn't hold the topic {topic}, so Dovecot announces no push, or in vain"
-        yield Finding("registry", FAILURE, said, "sudo systemctl restart xaps-watch")
+        yield Finding("registry", FAILURE, said, _RESTART)
     kind = case.filesystems.at(str(path.parent))
     if mounts.is_remote(kind):
         mend = "name a file on a local file system: path in [registry], and xaps_registry in Dovecot's configuration"
@@ -196,7 +225,7 @@ def _registry(case: Case) -> Iterator[Finding]:
     yield from _modes(path.parent, DIRECTORY_MODE)
     yield from _modes(path, FILE_MODE)
     if path.stat().st_gid != path.parent.stat().st_gid:
-        mend = f"sudo chgrp {_group(path.parent)} {path}*"
+        mend = f"sudo chgrp -R {_group(path.parent)} {path.parent}"
         yield Finding("registry", FAILURE, f"{path} has not the group of its directory", mend)
     if census.suspended:
         said = f"{census.suspended} devices are suspended until they register again"
@@ -263,35 +292,57 @@ def _inotify(case: Case) -> Iterator[Finding]:
     limit = int(WATCH_LIMIT.read_text())
     if limit < need:
         sysctl = f"fs.inotify.max_user_watches={2 * need}"
-        mend = f"echo {sysctl} | sudo tee /etc/sysctl.d/60-xaps-watch.conf && sudo sysctl -w {sysctl}"
+        mend = f"echo {sysctl} | sudo tee /etc/sysctl.d/61-xaps-watch.conf && sudo sysctl -w {sysctl}"
         yield Finding("inotify", FAILURE, f"max_user_watches is {limit}, {need} are needed", mend)
     else:
         yield Finding("inotify", OK, f"{limit} watches allowed, {need} needed")
 
 
+class _Timex(ctypes.Structure):
+    """The beginning of struct timex, adjtimex(2), and room for its end."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("frequency", ctypes.c_long),
+        ("maximum_error", ctypes.c_long), ("_", ctypes.c_char * 256),
+    )  # fmt: skip
+
+
+def clock_error() -> float:
+    """By how many seconds the clock may be wrong at most, as the kernel keeps account. Raises OSError.
+
+    It grows by half a millisecond a second since NTP, PTP or the like last set it; 16 is the end of the scale.
+    """
+    timex = _Timex()  # no modes: nothing is changed
+    if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return float(timex.maximum_error) / 1e6
+
+
 def _clock(case: Case) -> Iterator[Finding]:
-    printed = _output("timedatectl", "show", "--property=NTPSynchronized", "--value")
-    if printed is None:
-        yield Finding("clock", WARNING, "timedatectl can't be asked whether the clock is right")
-    elif printed.strip() == "yes":
-        yield Finding("clock", OK, "synchronised")
+    try:
+        error = clock_error()
+    except OSError as refused:
+        yield Finding("clock", WARNING, f"the kernel doesn't say whether it is right: {refused.strerror}")
+        return
+    if error < _UNSYNCHRONISED:
+        yield Finding("clock", OK, f"synchronised, wrong by {max(error, 0.001):.3f} s at most")
     else:
-        matters = "provider tokens need" if case.credentials and case.credentials.kind == "token" else "it should have"
-        said = f"not synchronised: {matters} the right time"
-        yield Finding("clock", WARNING, said, "sudo timedatectl set-ntp true")
+        tokens = case.credentials is not None and case.credentials.kind == "token"
+        matters = "Apple refuses provider tokens of another hour" if tokens else "it should have the right time"
+        yield Finding("clock", WARNING, f"not synchronised: {matters}", "sudo timedatectl set-ntp true")
 
 
 def _daemon(case: Case) -> Iterator[Finding]:
     try:
         answer = status.ask(case.config.status.socket)
     except status.StatusError as error:
-        yield Finding("service", FAILURE, str(error), "sudo systemctl enable --now xaps-watch")
+        yield Finding("service", FAILURE, str(error), f"sudo systemctl enable xaps-watch && {_RESTART}")
         return
     troubles = answer.get("troubles") or []
     yield Finding("service", OK if not troubles else WARNING, status.brief(answer["state"]))
     if answer["version"] != __version__:
         said = f"version {answer['version']} runs, {__version__} is installed"
-        yield Finding("service", WARNING, said, "sudo systemctl restart xaps-watch")
+        yield Finding("service", WARNING, said, _RESTART)
     for trouble in troubles:
         yield Finding("service", WARNING, str(trouble), "xaps-watch status; journalctl -u xaps-watch -n 50")
 
@@ -318,7 +369,7 @@ def _plugin_file(version: str) -> Iterator[Finding]:
     directory = Path((_doveconf("mail_plugin_dir") or "/usr/lib/dovecot/modules").strip())
     faults = [fault for name in _MODULES if (fault := _module_fault(directory / name, version)) is not None]
     if faults:
-        yield Finding("plugin", FAILURE, faults[0], "sudo systemd/install.sh")
+        yield Finding("plugin", FAILURE, faults[0], _INSTALL)
     else:
         yield Finding("plugin", OK, str(directory / _MODULES[0]))
 
@@ -363,7 +414,9 @@ def _plugin_settings(case: Case, is_24: bool) -> Iterator[Finding]:
     named = (_doveconf(setting, protocol="imap") or "").strip() or str(RegistryConfig().path)
     if named != str(path):
         said = f"Dovecot's xaps_registry is {named}, but path in [registry] is {path}"
-        yield Finding("plugin", FAILURE, said, f"set xaps_registry = {path} in Dovecot's configuration")
+        text = f"xaps_registry = {path}" if is_24 else f"plugin {{\\n  xaps_registry = {path}\\n}}"
+        mend = f"printf '{text}\\n' | sudo tee /etc/dovecot/conf.d/96-xaps-registry.conf && sudo doveadm reload"
+        yield Finding("plugin", FAILURE, said, mend)
 
 
 def _doveconf(setting: str, protocol: str | None = None) -> str | None:

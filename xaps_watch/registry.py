@@ -56,6 +56,10 @@ class RegistryError(XapsError):
     """The registry can't be used now: the message names the file and the mend. It may be usable again later."""
 
 
+class RegistryVersionError(RegistryError):
+    """The file is another release's."""
+
+
 class RegistryCorruptError(RegistryError):
     """The file is damaged, or no database: only replacing it helps."""
 
@@ -207,7 +211,7 @@ class Registry:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 found = self._db.execute("PRAGMA user_version").fetchone()[0]
                 if found != SCHEMA_VERSION:
-                    raise RegistryError(
+                    raise RegistryVersionError(
                         f"{path}: has schema version {found}, this program knows {SCHEMA_VERSION};"
                         " install plugin and daemon of one release"
                     )

@@ -28,7 +28,7 @@ from xaps_watch.simulator import Simulator
 PROGRAMS = {
     "dovecot": 'cat "$(dirname "$0")/version"',
     "doveconf": 'for last; do :; done; sed -n "s|^$last = ||p" "$(dirname "$0")/settings"',
-    "timedatectl": 'cat "$(dirname "$0")/synchronised"',
+    "timedatectl": 'test "$*" = "set-ntp true" && echo 0.004 >"$(dirname "$0")/clock-error"',
 }
 SETTINGS = """\
 mail_plugin_dir = {directory}/modules
@@ -85,7 +85,8 @@ async def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Async
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
     (programs / "version").write_text("2.3.19.1 (9b53102964)\n")
-    (programs / "synchronised").write_text("yes\n")
+    (programs / "clock-error").write_text("0.004\n")
+    monkeypatch.setattr(doctor, "clock_error", lambda: float((programs / "clock-error").read_text()))
     (programs / "settings").write_text(
         SETTINGS.format(directory=tmp_path, group=site.registry_file.parent.group(), registry=site.registry_file)
     )
@@ -257,8 +258,7 @@ SABOTAGES = {
         lambda i: (i.site.directory / "inbox" / "new").mkdir(parents=True), WARNING,
     ),
     "the clock is not synchronised": Sabotage(
-        lambda i: (i.bin / "synchronised").write_text("no\n"), "clock", "not synchronised",
-        lambda i: (i.bin / "synchronised").write_text("yes\n"), WARNING,
+        lambda i: (i.bin / "clock-error").write_text("16.0"), "clock", "not synchronised", state=WARNING,
     ),
     "Dovecot is too old": Sabotage(
         lambda i: (i.bin / "version").write_text("2.2.36 (x)\n"), "Dovecot", "is too old",
@@ -316,7 +316,7 @@ async def test_a_service_that_does_not_run(installation: Installation) -> None:
     await installation.daemon.stop()
     (found,) = wrong(await installation.examine())
     assert (found.subject, found.state) == ("service", FAILURE)
-    assert found.mend == "sudo systemctl enable --now xaps-watch"
+    assert found.mend == "sudo systemctl enable xaps-watch && sudo systemctl restart xaps-watch"
     await installation.daemon.start()
     assert wrong(await installation.examine()) == []
 
@@ -338,6 +338,10 @@ async def test_a_push_host_without_http2(installation: Installation) -> None:
         installation.replace(installation.site.config_file, installation.simulator.url, f"https://{host}:{port}")
         found = [finding for finding in wrong(await installation.examine()) if finding.subject == "push host"]
     assert [finding.said for finding in found] == [f"{host}:{port} speaks no HTTP/2"]
+
+
+def test_the_kernel_is_asked_how_wrong_the_clock_may_be() -> None:
+    assert 0 <= doctor.clock_error() <= 16  # NTP_PHASE_MAX
 
 
 async def test_what_lies_on_a_network(
