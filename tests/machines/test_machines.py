@@ -242,7 +242,7 @@ def test_takes_the_certificate_from_systemd(server: MailServer) -> None:
 def test_killed_it_comes_back_and_misses_nothing(server: MailServer) -> None:
     before = server.pushes(VIRTUAL_USER)
     pid = unit_property(server, "MainPID")
-    server.run("systemctl", "kill", "--signal=KILL", SERVICE)
+    server.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", SERVICE)
     server.deliver(VIRTUAL_USER)
     server.wait_for("the push", lambda: server.pushes(VIRTUAL_USER) > before)
     assert unit_property(server, "MainPID") != pid
@@ -255,7 +255,7 @@ def test_stopped_loop_is_ended_by_the_watchdog(server: MailServer) -> None:
     server.run("systemctl", "daemon-reload")
     server.run("systemctl", "restart", SERVICE)
     before = int(unit_property(server, "NRestarts"))
-    server.run("systemctl", "kill", "--signal=STOP", SERVICE)
+    server.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", SERVICE)
     server.wait_for("a restart", lambda: int(unit_property(server, "NRestarts")) > before, 40.0)
     server.run("rm", "-r", "/etc/systemd/system/xaps-watch.service.d")
     server.run("systemctl", "daemon-reload")
