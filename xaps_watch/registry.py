@@ -307,7 +307,7 @@ class Registry:
 
     def devices(self, username: str | None = None) -> list[Device]:
         rows = self._rows(
-            f"SELECT {_DEVICE_COLUMNS} FROM device WHERE username = ?1 OR ?1 IS NULL"
+            f"SELECT {_DEVICE_COLUMNS} FROM device WHERE username = coalesce(?, username)"
             " ORDER BY username, registered_at",
             username,
         )
@@ -344,16 +344,16 @@ class Registry:
                         removed.append(note.device_id)
                     continue
                 self._db.execute(
-                    "UPDATE device SET outcome = ?2, accepted_at = coalesce(?3, accepted_at),"
-                    " suspended = CASE WHEN ?6 THEN NULL WHEN registered_at <= ?4 THEN coalesce(?5, suspended)"
-                    " ELSE suspended END WHERE id = ?1",
+                    "UPDATE device SET outcome = ?, accepted_at = coalesce(?, accepted_at),"
+                    " suspended = CASE WHEN ? THEN NULL WHEN registered_at <= ? THEN coalesce(?, suspended)"
+                    " ELSE suspended END WHERE id = ?",
                     (
-                        note.device_id,
                         note.outcome,
                         note.accepted_at,
+                        note.resume,
                         note.registered_at,
                         note.suspend,
-                        note.resume,
+                        note.device_id,
                     ),
                 )
             self._db.executemany(
@@ -371,13 +371,13 @@ class Registry:
         """
         with self._transaction():
             suspended = self._db.execute(
-                "UPDATE device SET suspended = ?2"
-                " WHERE topic NOT IN (SELECT value FROM json_each(?1)) AND suspended IS NULL",
-                (json.dumps(topics), OTHER_TOPIC),
+                "UPDATE device SET suspended = ?"
+                " WHERE topic NOT IN (SELECT value FROM json_each(?)) AND suspended IS NULL",
+                (OTHER_TOPIC, json.dumps(topics)),
             ).rowcount
             resumed = self._db.execute(
                 "UPDATE device SET suspended = NULL"
-                " WHERE topic IN (SELECT value FROM json_each(?1)) AND suspended = ?2",
+                " WHERE topic IN (SELECT value FROM json_each(?)) AND suspended = ?",
                 (json.dumps(topics), OTHER_TOPIC),
             ).rowcount
         return suspended, resumed
