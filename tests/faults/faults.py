@@ -245,7 +245,9 @@ async def recreated(world: World) -> None:
 async def exchanged(world: World) -> None:
     """Two folders change places, mail comes into both, and at once the daemon ends."""
     await world.settle()
-    one, other = world.random.sample(world.mailboxes, 2)
+    one = world.some_mailbox()
+    siblings = (mailbox for mailbox in world.mailboxes if mailbox.path.parent == one.path.parent)
+    other = world.random.choice([mailbox for mailbox in siblings if mailbox is not one])
     aside = one.path.rename(one.path.with_suffix(".aside"))
     other.path.rename(one.path)
     aside.rename(other.path)
