@@ -1,6 +1,6 @@
 """``python -m tests.faults --deliveries 10000``: the long run of the fault suite, with its figures.
 
-It needs namespaces of its own: unshare(1), as root or where the kernel allows that to others.
+It runs in namespaces of its own, as root or where the kernel allows that to others.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import random
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.faults.schedule import run
+from tests.support import namespaces
 
-NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount")
 INSIDE = "--inside"
 
 
@@ -28,7 +27,8 @@ def main() -> int:
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside:
-        os.execvp(NAMESPACES[0], [*NAMESPACES, sys.executable, "-m", "tests.faults", *sys.argv[1:], INSIDE])  # noqa: S606
+        command = (sys.executable, "-m", "tests.faults", *sys.argv[1:], INSIDE)
+        return namespaces.run([namespaces.USERS, namespaces.MOUNTS], command).returncode
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(f"seed {arguments.seed}; the same again: python -m tests.faults --seed {arguments.seed}", flush=True)
     with TemporaryDirectory(prefix="xaps-watch-faults-", ignore_cleanup_errors=True) as name:

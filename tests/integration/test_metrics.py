@@ -143,7 +143,8 @@ async def test_answers_of_one_with_no_answer(site: Site, apns: Simulator, tmp_pa
     inbox = make_maildir(tmp_path / "Maildir")
     site.register("alice", GOOD, {"INBOX": inbox})
     async with DaemonProcess(site.config_file) as daemon:
-        await apns.wait_until(lambda: apns.connections == 1)  # made at the start: stop() cuts only what is complete
+        deliver_by_link(inbox)
+        await apns.wait_for(1)  # so that the connection that stop() cuts is complete
         await apns.stop()
         deliver_by_link(inbox)
         await daemon.notified('STATUS=state="waiting to push: ConnectError')

@@ -89,13 +89,15 @@ class Outage:
         await self._apns.aclose()
 
     async def mail_for_all(self) -> None:
+        noticed = self.service.activity.deliveries
         for maildir in self._maildirs:
             deliver_by_link(maildir)
             await asyncio.sleep(0)  # the service takes its turns
-        await self.until_all_wait()
+        await self.until_all_wait(noticed)
 
-    async def until_all_wait(self) -> None:
-        while len(self.service.coalescer) < DEVICES:
+    async def until_all_wait(self, noticed: int = 0) -> None:
+        """All devices, for all their mailboxes; `noticed`: deliveries before."""
+        while len(self.service.coalescer) < DEVICES or self.service.activity.deliveries < noticed + len(self._maildirs):
             await asyncio.sleep(0.02)
 
     async def pass_time(self, seconds: float) -> int:

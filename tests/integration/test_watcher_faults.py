@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Collection
@@ -13,21 +12,20 @@ from pathlib import Path
 import pytest
 
 from tests.integration.watcher_scenarios import SCENARIOS
+from tests.support import namespaces
 from tests.support.maildirs import deliver_by_rename, make_maildir
 from xaps_watch.inotify import sysctl
 from xaps_watch.watcher import Watcher
 
-IN_A_USER_NAMESPACE = ("--user", "--map-root-user")
-IN_A_MOUNT_NAMESPACE = ("--mount",)
 NAMESPACES = {
-    "room_for_one_directory_each": IN_A_USER_NAMESPACE,
-    "room_for_some_mailboxes": IN_A_USER_NAMESPACE,
-    "mail_that_comes_while_room_appears": IN_A_USER_NAMESPACE,
-    "removed_without_room": IN_A_USER_NAMESPACE,
-    "unmounted": IN_A_MOUNT_NAMESPACE,
-    "unreadable": IN_A_MOUNT_NAMESPACE,
-    "remote": IN_A_MOUNT_NAMESPACE,
-    "silent": IN_A_MOUNT_NAMESPACE,
+    "room_for_one_directory_each": namespaces.USERS,
+    "room_for_some_mailboxes": namespaces.USERS,
+    "mail_that_comes_while_room_appears": namespaces.USERS,
+    "removed_without_room": namespaces.USERS,
+    "unmounted": namespaces.MOUNTS,
+    "unreadable": namespaces.MOUNTS,
+    "remote": namespaces.MOUNTS,
+    "silent": namespaces.MOUNTS,
 }
 
 
@@ -37,7 +35,7 @@ def test_scenario(scenario: str, tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:2]):
         directory.chmod(0o755)  # one scenario is another user's
     command = (sys.executable, "-X", "dev", "-m", "tests.integration.watcher_scenarios", scenario, tmp_path)
-    outcome = subprocess.run(("unshare", *NAMESPACES[scenario], *command), capture_output=True, text=True, timeout=55)
+    outcome = namespaces.run([NAMESPACES[scenario]], command, timeout=55, capture=True)
     assert outcome.returncode == 0, outcome.stderr
 
 
