@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.agents.packages import UnavailableError
+
 # Runs as process 1 of the namespaces. $1: scratch directory, $2: the trees joined by ":", $3: the stage's own etc,
 # $4: "private" or "shared" network. What the agents write to /usr, /etc, /var and /run stays in memory. Everything
 # ends when standard input does, which is when the test process ends, however it ends.
@@ -26,6 +28,8 @@ exec cat
 
 
 FOLDER = "Work"  # the one folder that each agent delivers to, beside INBOX
+
+_NOT_FOUND = 127  # env(1)'s exit status
 
 
 class CommandError(Exception):
@@ -82,7 +86,7 @@ class Namespace:
         stdin: bytes = b"",
         timeout: float = 30,
     ) -> str:
-        """The command's standard output; by default as root. Raises CommandError."""
+        """The command's standard output; by default as root. Raises CommandError, UnavailableError."""
         as_user = () if user is None else ("setpriv", f"--reuid={user.uid}", f"--regid={user.uid}", "--clear-groups")
         home, name = (Path("/root"), "root") if user is None else (user.home, user.name)
         done = subprocess.run(
@@ -93,6 +97,8 @@ class Namespace:
             timeout=timeout,
             check=False,
         )
+        if done.returncode == _NOT_FOUND:
+            raise UnavailableError(f"{argv[0]} is not in this Debian's archive")
         if done.returncode:
             wrote = (done.stdout + done.stderr).decode(errors="replace")
             raise CommandError(f"{' '.join(map(str, argv))}: exit status {done.returncode}\n{wrote}")

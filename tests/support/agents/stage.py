@@ -147,7 +147,7 @@ class Stage:
 
     def _new_namespace(self, tree: str) -> Namespace:
         trees = [packages.unpack(name) for name in dict.fromkeys((tree, "tools"))]
-        if missing := trees[0].missing:
+        if tree in START and (missing := trees[0].missing):  # of the tools, one may be missing without the others
             raise packages.UnavailableError(f"not in this Debian's archive: {', '.join(sorted(missing))}")
         namespace = Namespace(
             [unpacked.path for unpacked in trees],
