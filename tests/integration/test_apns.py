@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from tests.support.values import TOPIC, device
 from xaps_watch.apns import Apns
 from xaps_watch.authority import LocalAuthority
@@ -16,7 +18,10 @@ from xaps_watch.simulator import Answer, Received, Simulator
 HALF_AN_HOUR = 1800.0  # when Apple allows another provider token
 
 
-async def test_a_provider_token_that_expires_under_many_pushes_is_renewed_once(authority: LocalAuthority) -> None:
+@pytest.mark.parametrize("transport", ["fast", "httpx"])
+async def test_a_provider_token_that_expires_under_many_pushes_is_renewed_once(
+    authority: LocalAuthority, transport: str
+) -> None:
     key = authority.provider_key()
     passed, refused = 0.0, ""
 
@@ -31,7 +36,7 @@ async def test_a_provider_token_that_expires_under_many_pushes_is_renewed_once(a
     )
     credentials = load(config, lambda: time.time() - HALF_AN_HOUR + passed, lambda: time.monotonic() + passed)
     async with Simulator(authority, answer=answer) as simulator:
-        apns = Apns(simulator.url, credentials, ca_file=authority.ca_file, time=time.time)
+        apns = Apns(simulator.url, credentials, ca_file=authority.ca_file, time=time.time, transport=transport)
         try:
             pushes = [Push(device(number), ("INBOX",)) for number in range(1, 51)]
             assert (await apns.push(pushes[0])).status == 200
