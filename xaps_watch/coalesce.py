@@ -104,12 +104,12 @@ class Coalescer:
 
     def hurry(self) -> None:
         """All that waits becomes due at once: the service is about to stop, or what held it is mended."""
-        for device_id, entry in self._entries.items():
+        for entry in self._entries.values():
             entry.not_before = -NEVER
             if entry.mailboxes:
                 entry.due = -NEVER
-                if entry.in_flight is None:
-                    heapq.heappush(self._heap, (-NEVER, device_id))
+        waiting = sorted(number for number, entry in self._entries.items() if entry.mailboxes and not entry.in_flight)
+        self._heap = [(-NEVER, device_id) for device_id in waiting]  # what is sorted is a heap
 
     def next_due(self) -> float | None:
         """When (monotonic) take() will have something, or None while nothing waits."""

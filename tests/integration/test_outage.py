@@ -24,6 +24,8 @@ from xaps_watch.simulator import Answer, Received
 DEVICES = 10_000
 USERS = 250
 FOLDERS = ("INBOX", "Lists/Dovecot")
+RESTART = 1  # after which of them
+LEAK = 500  # bytes a device in the rounds that follow; a push that waits has 700
 LENGTH = 3600.0  # seconds
 ROUNDS = 6  # of mail for everybody, spread over the outage
 STEP = 30.0  # seconds by which the clock is put forward at once
@@ -132,30 +134,35 @@ def register_all(site: Site, root: Path) -> list[Path]:
     return maildirs
 
 
-def memory() -> int:
-    """Bytes in use by Python objects made since tracemalloc was started."""
+async def memory() -> tracemalloc.Snapshot:
+    """What is in use by Python objects made since tracemalloc was started, when nothing is under way."""
+    await asyncio.sleep(1.0)
     gc.collect()
-    return tracemalloc.get_traced_memory()[0]
+    return tracemalloc.take_snapshot()
 
 
-async def go_through(outage: Outage) -> tuple[int, int]:
-    """The outage, with a restart in the middle. Returns the memory in use then and at the end."""
+def size(snapshot: tracemalloc.Snapshot) -> int:
+    return sum(trace.size for trace in snapshot.traces)
+
+
+async def go_through(outage: Outage) -> tuple[tracemalloc.Snapshot, tracemalloc.Snapshot]:
+    """The outage, with a restart. Returns the memory in use a round after that, and at the end."""
     began = time.time() - 1.0  # times of files are coarse
-    sizes = []
+    snapshots = []
     await outage.start()
     for number in range(ROUNDS):
         await outage.mail_for_all()
         assert await outage.pass_time(LENGTH / ROUNDS) >= 2, "nobody tried whether the push service works again"
         assert outage.noted() <= began + 2.0, "a crash now would lose what waits"
-        if number == ROUNDS // 2:
+        if number == RESTART:
             await outage.stop()
             tracemalloc.start()
             await outage.start()
             await outage.until_all_wait()  # all of them are found again
-        if number > ROUNDS // 2:
-            sizes.append(memory())
+        if number > RESTART:
+            snapshots.append(await memory())
     tracemalloc.stop()
-    return sizes[0], sizes[-1]
+    return snapshots[0], snapshots[-1]
 
 
 @pytest.mark.timeout(300)
@@ -168,7 +175,9 @@ async def test_after_an_hours_outage_each_of_10_000_devices_gets_one_push(tmp_pa
         await simulator.stop_accepting()
         outage = Outage(site, config.load(site.configure(simulator.url)), maildirs)
         middle, end = await go_through(outage)
-        assert end < 1.05 * middle, f"memory grew from {middle} to {end} bytes"
+        growth = size(end) - size(middle)
+        where = "\n".join(map(str, end.compare_to(middle, "lineno")[:10]))
+        assert growth < DEVICES * LEAK, f"{growth} bytes more:\n{where}"
         assert simulator.requests == 0
         last = outage.clock.time()
         await simulator.start()

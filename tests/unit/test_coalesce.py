@@ -103,6 +103,16 @@ def test_a_stop_makes_everything_due() -> None:
     assert {due.device_id for due in coalescer.take(0.1, 10)} == {1, 2}
 
 
+def test_hurry_again_and_again_takes_no_more_room() -> None:
+    coalescer = Coalescer(min_interval=30.0)
+    for device in range(3):
+        coalescer.add(device, "INBOX", now=0.0, since=0.0, delay=5.0)
+    for _ in range(10):
+        coalescer.hurry()
+    assert len(coalescer._heap) == 3
+    assert [due.device_id for due in coalescer.take(0.0, 10)] == [0, 1, 2]
+
+
 class Model(RuleBasedStateMachine):
     """The coalescer beside a model that remembers every single delivery."""
 
