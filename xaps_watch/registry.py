@@ -16,8 +16,8 @@ from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
-import pyinotify
-
+from xaps_watch.inotify import Inotify, WatchError
+from xaps_watch.maildir import IN_CREATE, IN_DELETE, IN_MODIFY, IN_MOVED_TO
 from xaps_watch.model import Device, Mailbox, XapsError
 
 SCHEMA_VERSION = 1
@@ -512,19 +512,22 @@ class WriteNotice:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         try:
-            self._manager = pyinotify.WatchManager()
+            self._inotify = Inotify()
+        except WatchError as error:
+            raise RegistryError(f"{path}: {error}") from error
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._inotify.add(directory, IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_DELETE)
+            finally:
+                os.close(directory)
         except OSError as error:
-            raise RegistryError(f"{path}: no inotify: {error}; raise fs.inotify.max_user_instances") from error
-        mask = pyinotify.IN_MODIFY | pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO | pyinotify.IN_DELETE
-        if self._manager.add_watch(str(path.parent), mask)[str(path.parent)] < 0:
-            self._manager.close()
-            raise RegistryError(f"{path.parent}: can't be watched; raise fs.inotify.max_user_watches")
-        os.set_blocking(self._manager.get_fd(), False)
-        self._loop.add_reader(self._manager.get_fd(), self._readable)
+            self._inotify.close()
+            raise RegistryError(f"{path.parent}: can't be watched; raise fs.inotify.max_user_watches") from error
+        self._loop.add_reader(self._inotify.fileno(), self._readable)
 
     def _readable(self) -> None:
-        with suppress(BlockingIOError):
-            os.read(self._manager.get_fd(), 65536)  # whichever file it was: a look at the registry costs less
+        self._inotify.read()  # whichever file it was: a look at the registry costs less
         if self._timer is None:
             self._timer = self._loop.call_later(self.GATHER, self._fire)
 
@@ -535,5 +538,5 @@ class WriteNotice:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._manager.get_fd())
-        self._manager.close()
+        self._loop.remove_reader(self._inotify.fileno())
+        self._inotify.close()
