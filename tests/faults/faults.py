@@ -129,22 +129,24 @@ async def kill(world: World) -> None:
 
 async def kill_at_start(world: World) -> None:
     """Killed before it is ready."""
-    await world.daemon.kill()
-    await world.deliver_some()
-    await world.daemon.start(wait_until_ready=False)
-    await asyncio.sleep(world.random.uniform(0.1, 0.6))
+    await _amid_start(world)
     await world.daemon.kill()
     await world.daemon.start()
 
 
 async def stopped_at_start(world: World) -> None:
     """SIGTERM before it is ready."""
+    await _amid_start(world)
+    assert await world.daemon.stop() in (0, -signal.SIGTERM)  # there was no handler yet
+    await world.daemon.start()
+
+
+async def _amid_start(world: World) -> None:
+    """The daemon was killed, mail came, and it starts again."""
     await world.daemon.kill()
     await world.deliver_some()
     await world.daemon.start(wait_until_ready=False)
     await asyncio.sleep(world.random.uniform(0.1, 0.6))
-    assert await world.daemon.stop() in (0, -signal.SIGTERM)  # there was no handler yet
-    await world.daemon.start()
 
 
 async def restart(world: World) -> None:
