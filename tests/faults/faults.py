@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from tests.faults.world import ALL_WATCHES, HOSTS, NAME, World, bind, unmount
-from tests.support.maildirs import make_maildir, read_all
+from tests.support.maildirs import make_maildir, read_all, swap
 from xaps_watch.authority import LocalAuthority
 from xaps_watch.simulator import Answer, Simulator
 
@@ -221,6 +221,7 @@ async def read_elsewhere(world: World) -> None:
     # Of what was read before a crash, nobody needs to be told after it.
     await world.settle()
 
+
 # --- the mailboxes -----------------------------------------------------------------------------------------------
 
 
@@ -250,9 +251,7 @@ async def exchanged(world: World) -> None:
     one = world.some_mailbox()
     siblings = (mailbox for mailbox in world.mailboxes if mailbox.path.parent == one.path.parent)
     other = world.random.choice([mailbox for mailbox in siblings if mailbox is not one])
-    aside = one.path.rename(one.path.with_suffix(".aside"))
-    other.path.rename(one.path)
-    aside.rename(other.path)
+    swap(one.path, other.path)
     for mailbox in (one, other):
         world.deliver(mailbox)
     await asyncio.sleep(world.random.choice((0, 0.01, 0.1)))
@@ -294,6 +293,7 @@ async def new_missing(world: World) -> None:
     await asyncio.sleep(world.random.choice((0, 0.05, 1.0)))
     (mailbox.path / "new").mkdir()
     world.deliver(mailbox, 2)
+
 
 # --- the registry ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.support.maildirs import deliver_by_copy, deliver_by_link, deliver_by_rename, make_maildir, read_all
+from tests.support.maildirs import deliver_by_copy, deliver_by_link, deliver_by_rename, make_maildir, read_all, swap
 from xaps_watch.watcher import Pace, Watcher
 
 PACE = Pace(verify_interval=0.005, retry_first=0.002, retry_last=0.01, rescan_interval=0.0)
@@ -135,9 +135,7 @@ class Mailboxes(RuleBasedStateMachine):
     @rule(one=places, other=places)
     def swap(self, one: str, other: str) -> None:
         if one != other and self.exists(one) and self.exists(other):
-            (self.root / one).rename(self.root / "aside")
-            (self.root / other).rename(self.root / one)
-            (self.root / "aside").rename(self.root / other)
+            swap(self.root / one, self.root / other)
             self.touched(one, other)
 
     @rule()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.maildirs import deliver_by_link, deliver_by_rename, make_maildir
+from tests.support.maildirs import deliver_by_link, deliver_by_rename, make_maildir, swap
 from xaps_watch.watcher import Pace, Watcher
 
 NEVER = 3600.0
@@ -46,13 +46,6 @@ async def watcher(reports: Reports) -> AsyncIterator[Watcher]:
     watcher.start()
     yield watcher
     watcher.close()
-
-
-def swap(one: Path, other: Path) -> None:
-    aside = one.with_name("aside")
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -54,3 +54,10 @@ def read_all(mailbox: Path) -> None:
     """What an IMAP session does that selects the mailbox: new/ → cur/."""
     for message in sorted((mailbox / "new").iterdir()):
         message.rename(mailbox / "cur" / f"{message.name}:2,S")
+
+
+def swap(one: Path, other: Path) -> None:
+    """The two directories change places."""
+    aside = one.rename(one.with_name(f"{one.name}.aside"))
+    other.rename(one)
+    aside.rename(other)
