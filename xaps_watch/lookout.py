@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from xaps_watch.maildir import flags_in, is_mail_name, is_unseen
-from xaps_watch.mounts import MountTable, is_remote
+from xaps_watch.mounts import DIRECTORY, MountTable, is_remote
 
 EVERYTHING = float("-inf")  # as `since`: every mail counts
 NOTHING = float("inf")  # as `since`: only see whether the directory is still the same
@@ -25,8 +25,6 @@ NOTHING = float("inf")  # as `since`: only see whether the directory is still th
 # ctime and its event: what is this much older than `since` still counts. Seconds.
 SLACK = 2.0
 REMOTE_SLACK = 120.0  # a file server goes by its own clock
-
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _BASE = re.compile(rb"[^,:;!]*")
 
@@ -183,7 +181,7 @@ def _has_bytes(status: os.stat_result) -> bool:
 
 
 def _open(request: Request, mailbox: bytes, mounts: MountTable) -> Found:
-    new = os.open(mailbox + b"/new", _DIRECTORY)
+    new = os.open(mailbox + b"/new", DIRECTORY)
     try:
         status = os.fstat(new)
         filesystem = mounts.filesystem(new, status.st_dev)
@@ -209,7 +207,7 @@ def _open(request: Request, mailbox: bytes, mounts: MountTable) -> Found:
 
 def _open_if_there(directory: bytes) -> int:
     try:
-        return os.open(directory, _DIRECTORY)
+        return os.open(directory, DIRECTORY)
     except OSError:
         return -1
 
@@ -222,7 +220,7 @@ def _absent(path: str, error: int) -> Absent:
     missing = os.fsencode(path) + b"/new"
     while (parent := os.path.dirname(missing)) not in (missing, b""):
         try:
-            descriptor = os.open(parent, _DIRECTORY)
+            descriptor = os.open(parent, DIRECTORY)
         except OSError:
             missing = parent
         else:

@@ -15,6 +15,8 @@ REMOTE = frozenset((
     "ocfs2", "orangefs", "prl_fs", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
 ))  # fmt: skip
 
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC  # open(2): to name a directory, whether or not it may be read
+
 _FIELD = re.compile(r"\\([0-7]{3})")
 
 
@@ -60,7 +62,7 @@ class Filesystems:
 
     def at(self, path: str) -> str:
         """That of the directory with this path. Raises OSError."""
-        directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(path, DIRECTORY)
         try:
             return self.of(directory, os.fstat(directory).st_dev)
         finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 from xaps_watch.inotify import Inotify, WatchError
 from xaps_watch.maildir import IN_CREATE, IN_DELETE, IN_MODIFY, IN_MOVED_TO
 from xaps_watch.model import Device, Mailbox, XapsError
+from xaps_watch.mounts import DIRECTORY
 
 SCHEMA_VERSION = 1
 DIRECTORY_MODE = 0o2770  # setgid: -wal and -shm must get the group, whichever user's imap process makes them
@@ -516,7 +517,7 @@ class WriteNotice:
         except WatchError as error:
             raise RegistryError(f"{path}: {error}") from error
         try:
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(path.parent, DIRECTORY)
             try:
                 self._inotify.add(directory, IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_DELETE)
             finally:
