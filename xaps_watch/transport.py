@@ -215,11 +215,15 @@ class PushTransport(httpx.AsyncBaseTransport):
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
         reason = "the transport was closed"
         self._fail_waiting(httpx.ReadError, reason)
+        if self._connecting is not None:
+            # Not cancelled at once: for a moment after the connect, and for one before the TLS handshake, asyncio
+            # would lose sight of the socket.
+            connecting = self._connecting
+            await asyncio.wait([connecting], timeout=GOODBYE_TIMEOUT)
+            connecting.cancel()
+            await asyncio.wait([connecting])
         connections = list(self._connections)
         for connection in connections:
             connection.close(reason)

@@ -470,6 +470,21 @@ async def test_closing_fails_what_is_under_way(authority: LocalAuthority, certif
         await apns.wait_until(lambda: apns.connections == 0)
 
 
+async def test_closing_while_connecting_leaves_no_connection_behind(
+    authority: LocalAuthority, certificate: PushCertificate
+) -> None:
+    """Closed after each number of the loop's turns until the connection stands: asyncio's own cancelling leaks in some."""
+    async with Simulator(authority) as apns:
+        for turns in range(60):
+            transport = PushTransport(tls(authority, certificate))
+            transport.connect(httpx.URL(apns.url), 30.0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await transport.aclose()
+        assert apns.connections_made > 0
+        await eventually(lambda: apns.connections == 0)
+
+
 # PING
 
 
