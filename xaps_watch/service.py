@@ -19,7 +19,7 @@ from xaps_watch.gate import Gate
 from xaps_watch.logs import fields
 from xaps_watch.model import Device, Outcome, Push, Registration, Request
 from xaps_watch.registrar import Registrar
-from xaps_watch.registry import Note, Registered, RegistryError
+from xaps_watch.registry import Note, Registered, RegistryError, Subscriber
 from xaps_watch.suspicion import Suspicion
 from xaps_watch.watcher import Watcher
 
@@ -262,25 +262,29 @@ class Service:
     def _noticed(self, paths: Collection[str], delay: float) -> None:
         now, listed = self._monotonic(), list(paths)
         self.activity.deliveries += len(listed)
+        found: list[Subscriber] = []
         for start in range(0, len(listed), LOOKED_UP_AT_ONCE):
-            self._announce(listed[start : start + LOOKED_UP_AT_ONCE], now, self._caught_up, delay)
-        self._pump()
+            found += self._announce(listed[start : start + LOOKED_UP_AT_ONCE], now, self._caught_up, delay)
+        self._pump(found)
 
-    def _announce(self, paths: Sequence[str], noticed: float, since: float, delay: float) -> None:
+    def _announce(self, paths: Sequence[str], noticed: float, since: float, delay: float) -> Sequence[Subscriber]:
         try:
             subscribers = self.registrar.subscribers(paths)
         except RegistryError as error:
             log.debug("devices can't be looked up %s", fields(path=paths[0], others=len(paths) - 1, error=error))
             for path in paths:
                 self._unresolved.setdefault(path, _Unresolved(since, noticed, delay))
-            return
+            return ()
         for subscriber in subscribers:
-            self.coalescer.add(subscriber.device_id, subscriber.mailbox, now=noticed, since=since, delay=delay)
+            self.coalescer.add(subscriber.device.id, subscriber.mailbox, now=noticed, since=since, delay=delay)
+        return subscribers
 
     # --- devices → due pushes ----------------------------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Send what is due, as far as the gate allows, and come back when there is more."""
+    def _pump(self, found: Sequence[Subscriber] = ()) -> None:
+        """Send what is due, as far as the gate allows, and come back when there is more.
+
+        `found`: who was looked up in this turn of the loop, and need not be again."""
         self._pumping = False
         if self._timer is not None:
             self._timer.cancel()
@@ -288,7 +292,7 @@ class Service:
         if self._pusher is None:
             return
         now = self._monotonic()
-        for due, device, registered in self._registered(self.coalescer.take(now, self.gate.room(now)), now):
+        for due, device, registered in self._registered(self.coalescer.take(now, self.gate.room(now)), found, now):
             self.gate.in_flight += 1
             task = asyncio.create_task(self._send(self._pusher, due, device, registered))
             self._sending.add(task)
@@ -308,10 +312,20 @@ class Service:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def _registered(self, taken: Sequence[Due], now: float) -> Iterator[tuple[Due, Device, frozenset[str]]]:
+    def _registered(
+        self, taken: Sequence[Due], found: Sequence[Subscriber], now: float
+    ) -> Iterator[tuple[Due, Device, Collection[str]]]:
         """Those with a registration that is in force now, and its mailboxes; a phone may have gone meanwhile."""
+        if not taken:
+            return
+        known: dict[int, tuple[Device, set[str]]] = {}
+        for subscriber in found:
+            known.setdefault(subscriber.device.id, (subscriber.device, set()))[1].add(subscriber.mailbox)
+        unknown = [
+            due.device_id for due in taken if due.device_id not in known or not due.mailboxes <= known[due.device_id][1]
+        ]
         try:
-            registrations = self.registrar.registrations([due.device_id for due in taken]) if taken else {}
+            registrations = {**known, **(self.registrar.registrations(unknown) if unknown else {})}
         except RegistryError as error:
             log.debug("devices can't be looked up %s", fields(devices=len(taken), error=error))
             for due in taken:
@@ -324,9 +338,9 @@ class Service:
             else:
                 yield due, *registration
 
-    async def _send(self, pusher: Pusher, due: Due, device: Device, registered: frozenset[str]) -> None:
+    async def _send(self, pusher: Pusher, due: Due, device: Device, registered: Collection[str]) -> None:
         try:
-            mailboxes = pushable(device.version, due.mailboxes & registered)
+            mailboxes = pushable(device.version, due.mailboxes.intersection(registered))
             if not mailboxes:  # the phone has dropped the folder meanwhile
                 self.coalescer.done(due)
                 return

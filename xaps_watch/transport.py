@@ -118,7 +118,7 @@ class PushTransport(httpx.AsyncBaseTransport):
         exchange.deadline = loop.time() + exchange.patience("pool")
         self._waiting.append(exchange)
         if self._connection is not None:
-            self._connection.pump_soon()
+            self._connection.submitted()
         else:
             self._connect_if_needed()
         self._watch(exchange.deadline)
@@ -288,6 +288,13 @@ class _Connection(asyncio.Protocol):
         self._owner._connected(self)
 
     # Sending requests
+
+    def submitted(self) -> None:
+        """A request waits: the first one goes at once, those that come while others are under way together."""
+        if self._exchanges:
+            self.pump_soon()
+        else:
+            self.pump()
 
     def pump_soon(self) -> None:
         """At the end of this turn of the loop, so that all requests of a turn are one write."""

@@ -88,7 +88,7 @@ def test_a_directory_that_is_not_writable_is_told(tmp_path: Path) -> None:
 def test_subscribers_are_those_of_the_path_that_are_not_suspended(book: Registry) -> None:
     first = register(book, 1, "INBOX", "Notes")
     register(book, 2)
-    assert [(s.device_id, s.mailbox) for s in book.subscribers(["/vmail/1/Notes"])] == [(first, "Notes")]
+    assert [(s.device.id, s.mailbox) for s in book.subscribers(["/vmail/1/Notes"])] == [(first, "Notes")]
     book.write([Note(first, "400 BadDeviceToken", NOW, suspend="400 BadDeviceToken")])
     assert book.subscribers(["/vmail/1/Notes"]) == []
 

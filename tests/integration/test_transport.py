@@ -473,7 +473,7 @@ async def test_closing_fails_what_is_under_way(authority: LocalAuthority, certif
 async def test_closing_while_connecting_leaves_no_connection_behind(
     authority: LocalAuthority, certificate: PushCertificate
 ) -> None:
-    """Closed after each number of the loop's turns until the connection stands: asyncio's own cancelling leaks in some."""
+    """Closed after each number of turns of the loop: in some of them asyncio loses what is cancelled."""
     async with Simulator(authority) as apns:
         for turns in range(60):
             transport = PushTransport(tls(authority, certificate))
