@@ -27,8 +27,8 @@ PING_TIMEOUT = 10.0  # seconds for the answer to a PING
 GOODBYE_TIMEOUT = 1.0  # seconds for the server to close its side when we close ours
 MAX_UNWRITTEN = 1 << 20  # bytes that a server may make us owe it without reading them
 
-_CONNECTION_HEADERS = frozenset(  # of HTTP/1.1; HTTP/2 forbids them (RFC 9113, 8.2.2) and has :authority for host
-    (b"host", b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+_CONNECTION_HEADERS = frozenset(  # of HTTP/1.1; HTTP/2 forbids them (RFC 9113, 8.2.2)
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 _ROOM = 0.000_5  # seconds: timers may fire early by the clock's resolution
 
@@ -465,16 +465,15 @@ async def _body(request: httpx.Request) -> bytes:
 def _encode(request: httpx.Request) -> bytes:
     """The request's header block. Raises HeaderError at a value that HTTP/2 forbids."""
     path = request.extensions.get("target") or request.url.raw_path
-    others = _encode_but_path(request.method, request.url.netloc, tuple(request.headers.raw))
-    return header_coding.encode([(b":path", path)]) + others
+    return header_coding.encode([(b":path", path)]) + _encode_but_path(request.method, tuple(request.headers.raw))
 
 
 @lru_cache(maxsize=64)  # all but the path is the same for many pushes
-def _encode_but_path(method: str, authority: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    regular = []
+def _encode_but_path(method: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    authority, regular = b"", []
     for raw_name, value in headers:
         name = raw_name.lower()
-        if name == b"host":
+        if name == b"host":  # httpx makes no request without it
             authority = value
         elif name not in _CONNECTION_HEADERS:
             regular.append((name, value))
