@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 packages=(
     python3-venv python3-dev gcc make pkg-config clang           # Python, C, the fuzzer
     dovecot-imapd dovecot-lmtpd dovecot-dev dovecot-sieve        # the plugin's Dovecot, and one to deliver with
-    libclang-rt-dev libsqlite3-dev debootstrap systemd-container
+    libclang-rt-dev libsqlite3-dev debootstrap systemd-container locales
 )
 
 # --- stages ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ EX_CONFIG = 78  # sysexits.h; systemd's RestartPreventExitStatus= knows it
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit status."""
+    if arguments is None and sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        # Names are UTF-8 to phones and to Dovecot, whatever this machine's locale (PEP 540); what is shown goes by that.
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 (itself)
     for stream in (sys.stdout, sys.stderr):
         # A mailbox may have any name, the terminal any locale.
         if hasattr(stream, "reconfigure"):

@@ -18,10 +18,12 @@ from unittest.mock import Mock
 import pytest
 import sdnotify
 
+from tests.support.commands import xaps_watch
 from tests.support.daemon import DaemonProcess, Site
 from tests.support.maildirs import deliver_by_link
-from tests.support.values import TOPIC, device_token
+from tests.support.values import ACCOUNT_ID, TOPIC, device_token
 from xaps_watch import config, lookout, status, watcher
+from xaps_watch.apns import mailbox_hash
 from xaps_watch.daemon import Daemon
 from xaps_watch.mounts import MountTable
 from xaps_watch.registry import published_topic
@@ -50,6 +52,26 @@ async def test_it_tells_systemd_when_it_is_ready_reloading_and_stopping(site: Si
         await daemon.notified("READY=1")
         assert await daemon.stop() == 0
     assert "STOPPING=1" in daemon.notifications
+
+
+async def test_names_are_utf8_whatever_the_locale(site: Site, tmp_path: Path) -> None:
+    locales = tmp_path / "locales"
+    locales.mkdir()
+    made = ["localedef", "-c", "-i", "de_DE", "-f", "ISO-8859-1", str(locales / "de_DE")]
+    await asyncio.to_thread(subprocess.run, made, check=True)
+    latin_1 = {"LOCPATH": str(locales), "LC_ALL": "de_DE", "PYTHONIOENCODING": "utf-8"}
+    drafts = tmp_path / "Entwürfe 日本"
+    site.register("alice", device_token(1), {"INBOX": tmp_path / "inbox", "Entwürfe 日本": drafts})
+    async with site.simulator() as simulator:
+        config_file = site.configure(simulator.url)
+        async with DaemonProcess(config_file, environment=latin_1):
+            deliver_by_link(drafts)
+            await simulator.wait_for(1)
+        ran = await xaps_watch(config_file, "push", "alice", "Entwürfe 日本", environment=latin_1)
+        assert ran.status == 0, ran.error
+        await simulator.wait_for(2)
+    expected = {"aps": {"account-id": ACCOUNT_ID, "m": [mailbox_hash("Entwürfe 日本")]}}
+    assert [received.payload for received in simulator.received] == [expected] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
