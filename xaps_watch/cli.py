@@ -20,7 +20,7 @@ EX_CONFIG = 78  # sysexits.h; systemd's RestartPreventExitStatus= knows it
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit status."""
     if arguments is None and sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        # Names are UTF-8 to phones and to Dovecot, whatever this machine's locale (PEP 540); what is shown goes by that.
+        # Names are UTF-8 to phones and to Dovecot, whatever the locale (PEP 540); what is shown goes by that.
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 (itself)
     for stream in (sys.stdout, sys.stderr):

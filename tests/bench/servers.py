@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.support import frames
 from xaps_watch.authority import LocalAuthority
@@ -97,13 +98,17 @@ class Stopwatch:
     """An HTTP/2 server that does nothing but note when it has read each request; a thread for each connection."""
 
     def __init__(self, authority: LocalAuthority) -> None:
-        self.arrivals: list[float] = []  # time.perf_counter()
+        self._arrivals: SimpleQueue[float] = SimpleQueue()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.load_cert_chain(authority.server_file)
         self._tls.set_alpn_protocols(["h2"])
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"https://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def arrival(self) -> float:
+        """Wait for the next request that wasn't asked for yet; when (time.perf_counter()) it came."""
+        return self._arrivals.get(timeout=30.0)
 
     def _accept(self) -> None:
         while True:
@@ -126,7 +131,7 @@ class Stopwatch:
 
     def _answer(self, frame: frames.Frame, now: float) -> bytes:
         if frame.kind in (frames.HEADERS, frames.DATA) and frame.flags & frames.END_STREAM:
-            self.arrivals.append(now)
+            self._arrivals.put(now)
             return frames.headers(frame.stream)
         return frames.SETTINGS_ACK if frame.kind == frames.SETTINGS and not frame.flags & frames.ACK else b""
 
