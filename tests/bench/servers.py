@@ -118,7 +118,8 @@ class Stopwatch:
 
     def _serve(self, raw: socket.socket) -> None:
         with suppress(OSError), self._tls.wrap_socket(raw, server_side=True) as connection:
-            connection.sendall(frames.settings((3, 1000)))  # MAX_CONCURRENT_STREAMS
+            unlimited = frames.window_update(0, 2**31 - 1 - 65535)
+            connection.sendall(frames.settings((3, 1000)) + unlimited)  # MAX_CONCURRENT_STREAMS
             unread = b""
             while read := connection.recv(65536):
                 now = time.perf_counter()
