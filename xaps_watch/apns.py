@@ -43,16 +43,16 @@ def payloads(push: Push) -> Iterator[bytes]:
     iOS Mail refreshes INBOX on a push without "m", and exactly the mailboxes whose hash it knows on a push with it
     (observed). So "m" is left out where INBOX alone changed: that works whatever was echoed.
     """
-    account = _quoted(push.device.account_id)
+    head = '{"aps":{"account-id":' + _quoted(push.device.account_id)
     if all(is_inbox(name) for name in push.mailboxes):
-        yield f'{{"aps":{{"account-id":{account}}}}}'.encode()
+        yield (head + "}}").encode()
         return
+    head += ',"m":['
     hashes = [f'"{mailbox_hash(name)}"' for name in push.mailboxes]
-    room = PAYLOAD_LIMIT - len(f'{{"aps":{{"account-id":{account},"m":[]}}}}')
-    at_once = room // len(hashes[0] + ",")
+    tail = "]}}"
+    at_once = (PAYLOAD_LIMIT - len(head + tail)) // len(hashes[0] + ",")
     for start in range(0, len(hashes), at_once):
-        some = ",".join(hashes[start : start + at_once])
-        yield f'{{"aps":{{"account-id":{account},"m":[{some}]}}}}'.encode()
+        yield (head + ",".join(hashes[start : start + at_once]) + tail).encode()
 
 
 _quoted = json.encoder.encode_basestring_ascii  # json.dumps makes an encoder for each call: five times as long

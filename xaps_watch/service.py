@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -314,7 +315,7 @@ class Service:
 
     def _registered(
         self, taken: Sequence[Due], found: Sequence[Subscriber], now: float
-    ) -> Iterator[tuple[Due, Device, Collection[str]]]:
+    ) -> Iterator[tuple[Due, Device, AbstractSet[str]]]:
         """Those with a registration that is in force now, and its mailboxes; a phone may have gone meanwhile."""
         if not taken:
             return
@@ -338,9 +339,9 @@ class Service:
             else:
                 yield due, *registration
 
-    async def _send(self, pusher: Pusher, due: Due, device: Device, registered: Collection[str]) -> None:
+    async def _send(self, pusher: Pusher, due: Due, device: Device, registered: AbstractSet[str]) -> None:
         try:
-            mailboxes = pushable(device.version, due.mailboxes.intersection(registered))
+            mailboxes = pushable(device.version, due.mailboxes & registered)
             if not mailboxes:  # the phone has dropped the folder meanwhile
                 self.coalescer.done(due)
                 return

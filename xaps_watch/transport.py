@@ -24,7 +24,7 @@ from xaps_watch import header_coding, http2
 PING_AFTER = 3600.0  # seconds of silence after which a PING asks whether the connection lives. Apple: an hour
 DOUBT_AFTER = 60.0  # seconds of silence after which a request is accompanied by a PING, so a dead one is noticed soon
 PING_TIMEOUT = 10.0  # seconds for the answer to a PING
-GOODBYE_TIMEOUT = 1.0  # seconds for the server to close its side when we close ours
+GOODBYE_TIMEOUT = 1.0  # seconds, when we close: for a connection to come about, and for the server to close its side
 MAX_UNWRITTEN = 1 << 20  # bytes that a server may make us owe it without reading them
 
 _CONNECTION_HEADERS = frozenset(  # of HTTP/1.1; HTTP/2 forbids them (RFC 9113, 8.2.2)
